@@ -1,0 +1,15 @@
+"""Fixtures shared by all rooms."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photos and annotations beside the checkout; the test is skipped where they are absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is not there: real data are optional")
+    return SHARED_DATA
