@@ -1,0 +1,405 @@
+"""The command line: a command reads its options, calls one function and prints what came back.
+
+Nothing heavy is imported before a command runs, and a command imports only its own stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from gridvlp import __version__
+from gridvlp.errors import UserError
+from gridvlp.train.settings import (
+    FINE_TUNING,
+    SOURCES,
+    FineTuningOptions,
+    PreTrainingOptions,
+)
+
+STORE = Path("store.zarr")
+TASKS = tuple(FINE_TUNING)
+PRETRAIN = PreTrainingOptions(features=(STORE,))
+FINETUNE = FineTuningOptions("", (STORE,), FINE_TUNING["vqa"])
+FOLDER = click.Path(path_type=Path)
+
+
+class Command(click.Command):
+    """A command with --config FILE: YAML values take the place of the options' defaults."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings = {"show_default": True, "max_content_width": 100}
+        self.params.append(
+            click.Option(
+                ["--config"],
+                type=FOLDER,
+                is_eager=True,
+                expose_value=False,
+                callback=self._read_config,
+                help="YAML file of option values; options given on the command line win.",
+            )
+        )
+
+    def _read_config(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"--config {path} cannot be read: {_first_line(error)}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"--config {path} must hold `option: value` lines.")
+        names = {option.name.replace("_", "-"): option for option in self.params if option.name}
+        for key in values:
+            if str(key).replace("_", "-") not in names:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UserError(f"--config {path}: {self.name} has no option {key!r}.{hint}")
+        context.default_map = {str(k).replace("-", "_"): v for k, v in values.items()}
+
+    def invoke(self, context: click.Context) -> Any:
+        """Print the values in force, then run."""
+        chosen = []
+        for parameter in self.params:
+            name = parameter.name or ""
+            if name in context.params:
+                chosen.append(f"{name.replace('_', '-')}={_shown(context.params[name])}")
+        click.echo(f"{self.name}: {' '.join(chosen)}", err=True)
+        return super().invoke(context)
+
+
+class Group(click.Group):
+    """Commands in the order of the pipeline; a misspelt one gets a suggestion."""
+
+    command_class = Command
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands in the order in which they are defined here."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest one."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean `gridvlp {near[0]}`?" if near else ""
+            raise UserError(f"There is no command {args[0]!r}.{hint} See `gridvlp --help`.")
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=Group)
+@click.version_option(__version__)
+def cli() -> None:
+    """Vision-language pre-training on frozen grid features: extract once, train on maps."""
+
+
+def main() -> None:
+    """Entry point: errors that a person can mend are one sentence and exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        stage = {"detectron2": "extract", "torchvision": "extract", "PIL": "extract"}
+        extra = stage.get((error.name or "").split(".")[0], "train")
+        click.echo(
+            f"Error: {error.name} is not installed, which this command needs: "
+            f"`make install` in the checkout, or pip install 'gridvlp[{extra}]'"
+            + (" and Detectron2 as in detectron2.txt." if extra == "extract" else "."),
+            err=True,
+        )
+        sys.exit(2)
+
+
+# --- training --------------------------------------------------------------------------------
+
+features_option = click.option(
+    "--features",
+    type=FOLDER,
+    multiple=True,
+    default=[STORE],
+    help="Feature store; give several to read them as one.",
+)
+data_option = click.option(
+    "--data", type=FOLDER, default=Path("data"), help="Folder of annotations."
+)
+
+
+def training_options(per_task: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of TrainingSettings; with ``per_task`` three of them default to the task's."""
+
+    def shown(name: str) -> Any:
+        return ", ".join(f"{task} {getattr(s, name)}" for task, s in FINE_TUNING.items())
+
+    def default(name: str) -> dict[str, Any]:
+        if per_task:
+            return {"default": None, "show_default": shown(name)}
+        return {"default": getattr(PRETRAIN.training, name)}
+
+    settings = PRETRAIN.training
+    options = [
+        click.option("--epochs", type=int, **default("epochs"), help="Passes over the data."),
+        click.option(
+            "--batch-size", type=int, **default("batch_size"), help="Sentences per optimiser step."
+        ),
+        click.option(
+            "--learning-rate", type=float, **default("learning_rate"), help="Peak learning rate."
+        ),
+        click.option(
+            "--warmup", type=float, **default("warmup"), help="Share of steps to warm up."
+        ),
+        click.option(
+            "--accumulate",
+            default=settings.accumulate,
+            help="Micro-batches per step: less memory, the same result.",
+        ),
+        click.option("--seed", default=settings.seed, help="Decides every random choice."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default=settings.precision,
+            help="auto: bfloat16 where the hardware multiplies in it.",
+        ),
+        click.option("--threads", default=settings.threads, help="Threads that read ahead."),
+        click.option(
+            "--save-steps", default=settings.save_steps, help="Steps between checkpoints."
+        ),
+    ]
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warmup",
+    "accumulate",
+    "seed",
+    "precision",
+    "threads",
+    "save_steps",
+)
+
+
+@cli.command()
+@features_option
+@data_option
+@click.option("--run", type=FOLDER, default=PRETRAIN.run, help="Folder of this run.")
+@click.option(
+    "--source",
+    "sources",
+    type=click.Choice(SOURCES),
+    multiple=True,
+    default=SOURCES,
+    help="Source of sentences; give several times.",
+)
+@click.option(
+    "--init",
+    default=PRETRAIN.init,
+    show_default="from scratch",
+    help="BERT or gridvlp checkpoint to start from (folder or hub name).",
+)
+@click.option(
+    "--vocabulary",
+    type=FOLDER,
+    show_default="DATA/vocab/bert-base-uncased-vocab.txt if there, else learned from the corpus",
+    help="vocab.txt of any BERT.",
+)
+@click.option(
+    "--answers",
+    type=FOLDER,
+    show_default="built as LXMERT's from the corpus",
+    help="JSON list of answers for image QA.",
+)
+@click.option("--grids", default=str(PRETRAIN.grids), help="Random grids per image, or 'all'.")
+@click.option(
+    "--sentences-per-read",
+    default=PRETRAIN.sentences_per_read,
+    help="Sentences of an image that share one read of its map; 1 shuffles all pairs alone.",
+)
+@click.option("--hidden-size", default=PRETRAIN.hidden_size, help="Width of the encoder.")
+@click.option("--layers", default=PRETRAIN.layers, help="Layers of the encoder.")
+@click.option("--heads", default=PRETRAIN.heads, help="Attention heads.")
+@click.option("--dropout", default=PRETRAIN.dropout, help="Dropout everywhere.")
+@click.option(
+    "--allow-leakage",
+    is_flag=True,
+    help="Train on images of the tasks' validation and test splits, too.",
+)
+@training_options(per_task=False)
+def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values: Any) -> None:
+    """Pre-train the fusion model: masked words, image-text matching, image QA."""
+    if grids != "all" and not grids.isdigit():
+        raise UserError(f"--grids {grids}: give a number, or 'all'.")
+    training = {name: values.pop(name) for name in TRAINING}
+    _need_stores(features)
+    options = PreTrainingOptions(
+        features=tuple(features),
+        init=init,
+        grids=None if grids == "all" else int(grids),
+        training=replace(PRETRAIN.training, **training),
+        **{name: tuple(value) if name == "sources" else value for name, value in values.items()},
+    )
+    from gridvlp.train.pretraining import pretrain as run
+
+    _print_figures(run(options, click.echo))
+    click.echo(f"Model: {options.run / 'model'}. Next: gridvlp finetune {'|'.join(TASKS)}")
+
+
+@cli.command()
+@click.argument("task")
+@features_option
+@data_option
+@click.option("--run", type=FOLDER, show_default="runs/finetune-TASK", help="Folder of this run.")
+@click.option(
+    "--init", type=FOLDER, default=FINETUNE.init, help="Pre-trained run or model to start from."
+)
+@click.option(
+    "--fresh", is_flag=True, help="Take only sizes and vocabulary of --init, weights from scratch."
+)
+@click.option(
+    "--answers",
+    type=FOLDER,
+    show_default="built from the training files",
+    help="JSON list of the task's answers.",
+)
+@click.option(
+    "--train-split",
+    "train_splits",
+    multiple=True,
+    show_default="the task's, see docs/data.md",
+    help="Split to train on; give several times.",
+)
+@click.option(
+    "--valid-split",
+    show_default="the task's, see docs/data.md",
+    help="Split by which the best epoch is kept.",
+)
+@click.option(
+    "--head-lr-multiplier", default=1.0, help="Learning rate of the answer head over the encoder's."
+)
+@training_options(per_task=True)
+def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
+    """Fine-tune on TASK: vqa, gqa or nlvr2."""
+    _check_task(task)
+    names = (*TRAINING, "head_lr_multiplier")
+    given = {name: values.pop(name) for name in names}
+    training = replace(FINE_TUNING[task], **{k: v for k, v in given.items() if v is not None})
+    values["train_splits"] = tuple(values["train_splits"]) or None
+    options = FineTuningOptions(task, tuple(features), training, **values)
+    _need_stores(features)
+    from gridvlp.train.finetuning import finetune as run
+
+    _print_figures(run(options, click.echo))
+    click.echo(
+        f"Model: {(options.run or Path('runs') / f'finetune-{task}') / 'model'}. "
+        f"Next: gridvlp evaluate {task}"
+    )
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--split", show_default="the task's test split", help="Split to evaluate on.")
+@click.option(
+    "--run", type=FOLDER, show_default="runs/finetune-TASK", help="Fine-tuning run to evaluate."
+)
+@click.option(
+    "--features",
+    type=FOLDER,
+    multiple=True,
+    show_default="those of the run",
+    help="Feature store; give several to read them as one.",
+)
+@click.option("--data", type=FOLDER, show_default="that of the run", help="Folder of annotations.")
+@click.option("--batch-size", default=64, help="Examples at a time.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="auto: bfloat16 where the hardware multiplies in it.",
+)
+@click.option("--withheld", is_flag=True, help="Score with the image withheld (grids zeroed), too.")
+def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> None:
+    """Score a fine-tuned model on a split and write its predictions file."""
+    _check_task(task)
+    values["features"] = tuple(values["features"]) or None
+    from gridvlp.train.finetuning import evaluate as score
+    from gridvlp.train.tasks import get_task
+
+    outcome = score(
+        task,
+        split or get_task(task).test_split,
+        run=run or Path("runs") / f"finetune-{task}",
+        say=click.echo,
+        **values,
+    )
+    if outcome.figures is None:
+        click.echo("This split has no labels: no score.")
+    else:
+        _print_figures(outcome.figures)
+        if outcome.withheld is not None:
+            click.echo(f"image withheld: {outcome.withheld['accuracy']:.2f}")
+        click.echo(f"majority answer of the question type: {outcome.majority:.2f}")
+    click.echo(f"Predictions: {outcome.predictions}")
+
+
+# --- shared ----------------------------------------------------------------------------------
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"There is no task {task!r}: the tasks are {', '.join(TASKS)}.{hint}")
+
+
+def _need_stores(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        if "://" not in str(path) and not path.exists():
+            raise UserError(
+                f"There is no feature store {path}: make it with `gridvlp extract --images coco/`, "
+                "or name another with --features."
+            )
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    for name, value in figures.items():
+        click.echo(
+            f"  {name:32} {value:.2f}" if isinstance(value, float) else f"  {name:32} {value}"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+if __name__ == "__main__":
+    main()

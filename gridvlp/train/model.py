@@ -1,0 +1,321 @@
+"""The fusion model of Grid-VLP (paper, section 3): words and grids in one BERT encoder.
+
+Shape legend, used in every name of this room:
+
+    B sentences in a batch    I images in a batch      L text tokens   G grids of an image
+    S = L + G, the sequence   C channels of a grid     D hidden size   V word pieces   A answers
+
+A batch holds fewer images than sentences when several sentences speak of one image: ``image_index_B``
+says which image each sentence looks at, so that a map is projected once however often it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import (
+    BertEmbeddings,
+    BertEncoder,
+    BertOnlyMLMHead,
+    BertPooler,
+    BertPreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from gridvlp.errors import UserError
+from gridvlp.store import FeatureStore
+
+TEXT_MODALITY, IMAGE_MODALITY = 0, 1
+
+
+@strict
+class GridVLPConfig(BertConfig):
+    """BERT's configuration (BERT-base sizes by default) with what the image side adds.
+
+    ``type_vocab_size`` counts the modalities: text is 0 (BERT's sentence A), image is 1.
+    ``answers`` are the class names of the answer head, in the order of its rows;
+    ``grid_encoder`` is the encoder whose maps the model was trained on.
+    """
+
+    model_type = "gridvlp"
+
+    grid_channels: int = 2048
+    answers: list[str] | None = None
+    grid_encoder: dict[str, Any] | None = None
+
+
+def encoder_identity(store: FeatureStore) -> dict[str, Any]:
+    """What must be the same in every store that a model reads: the encoder and its weights."""
+    return {name: store.encoder.get(name) for name in ("name", "weights_sha256")}
+
+
+class GridVLPModel(BertPreTrainedModel):
+    """Encoder over ``[CLS] w1..wm [SEP] g1..gn`` (paper, 3.2 and 3.3).
+
+    A word is token + position + modality embedding, layer-normalised, as in BERT. A grid is
+    Linear(C -> D) + modality embedding; it has no position, so that any subset of grids is valid
+    input. Without grids this is transformers' BertModel.
+    """
+
+    config_class = GridVLPConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: GridVLPConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BertEmbeddings(config)
+        self.grid_projection = nn.Linear(config.grid_channels, config.hidden_size)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings (V, D)."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings (V, D)."""
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        text_mask_BL: Tensor,
+        grids_IGC: Tensor | None = None,
+        grid_mask_IG: Tensor | None = None,
+        image_index_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse sentences with the grids of their images.
+
+        Args:
+            input_ids_BL: int64 word-piece ids, padded.
+            text_mask_BL: bool, true where there is a token.
+            grids_IGC: floating-point grid features, padded; None for text alone.
+            grid_mask_IG: bool, true where there is a grid.
+            image_index_B: int64, the image of each sentence; None when I = B, in order.
+
+        Returns:
+            hidden_BSD, the last hidden states (text first), and pooled_BD, the pooled [CLS].
+        """
+        embedded_BSD = self.embeddings(input_ids_BL)
+        mask_BS = text_mask_BL
+        if grids_IGC is not None:
+            projection = self.grid_projection
+            image_IGD = projection(grids_IGC.to(projection.weight.dtype))
+            image_IGD = image_IGD + self.embeddings.token_type_embeddings.weight[IMAGE_MODALITY]
+            image_IGD = self.embeddings.dropout(image_IGD)
+            if grid_mask_IG is None:
+                grid_mask_IG = grids_IGC.new_ones(grids_IGC.shape[:2], dtype=torch.bool)
+            if image_index_B is not None:
+                image_IGD, grid_mask_IG = image_IGD[image_index_B], grid_mask_IG[image_index_B]
+            embedded_BSD = torch.cat([embedded_BSD, image_IGD.to(embedded_BSD.dtype)], dim=1)
+            mask_BS = torch.cat([text_mask_BL, grid_mask_IG], dim=1)
+        hidden_BSD = self.encoder(
+            embedded_BSD, attention_mask=self._attention_mask(mask_BS, embedded_BSD.dtype)
+        ).last_hidden_state
+        return hidden_BSD, self.pooler(hidden_BSD)
+
+    def _attention_mask(self, mask_BS: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if mask_BS.device.type == "cpu" and bool(mask_BS.all()):  # on a GPU asking would stall it
+            return None
+        mask_B11S = mask_BS[:, None, None, :]
+        if self.config._attn_implementation == "sdpa":
+            return mask_B11S
+        return torch.where(mask_B11S, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+class AnswerHead(nn.Module):
+    """LXMERT's answer head: Linear(D, 2D), GELU, LayerNorm, Linear(2D, A)."""
+
+    def __init__(self, input_size: int, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.classifier = nn.Linear(hidden_size, classes)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """Logits_BA of the classes."""
+        return self.classifier(self.LayerNorm(nn.functional.gelu(self.dense(pooled_BD))))
+
+
+class GridVLPForPreTraining(BertPreTrainedModel):
+    """The three pre-training heads of the paper (3.3): masked words, matching, image QA."""
+
+    config_class = GridVLPConfig
+    base_model_prefix = "bert"
+    _tied_weights_keys = {  # noqa: RUF012 - transformers reads a plain class attribute
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: GridVLPConfig) -> None:
+        super().__init__(config)
+        self.bert = GridVLPModel(config)
+        self.cls = BertOnlyMLMHead(config)
+        self.matching = nn.Linear(config.hidden_size, 2)
+        self.answering = (
+            AnswerHead(config.hidden_size, 2 * config.hidden_size, len(config.answers))
+            if config.answers
+            else None
+        )
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The word prediction layer, tied to the word embeddings."""
+        return self.cls.predictions.decoder
+
+    def forward(
+        self, inputs: dict[str, Tensor | None], masked_positions_M: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Predict masked words, match and answer.
+
+        Args:
+            inputs: the arguments of ``GridVLPModel.forward``.
+            masked_positions_M: int64, flat positions b * L + l of the masked words; only their
+                logits are computed.
+
+        Returns:
+            word_logits_MV, match_logits_B2, and answer_logits_BA (None without an answer head).
+        """
+        hidden_BSD, pooled_BD = self.bert(**inputs)
+        length = inputs["input_ids_BL"].shape[1]
+        text_ND = hidden_BSD[:, :length].reshape(-1, hidden_BSD.shape[-1])
+        word_logits_MV = self.cls(text_ND[masked_positions_M])
+        answer_logits_BA = self.answering(pooled_BD) if self.answering is not None else None
+        return word_logits_MV, self.matching(pooled_BD), answer_logits_BA
+
+
+class GridVLPForAnswering(BertPreTrainedModel):
+    """One sentence, one image, one of ``config.answers`` (VQA v2 and GQA)."""
+
+    config_class = GridVLPConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: GridVLPConfig) -> None:
+        super().__init__(config)
+        self.bert = GridVLPModel(config)
+        self.answering = AnswerHead(
+            config.hidden_size, 2 * config.hidden_size, len(config.answers or [])
+        )
+        self.post_init()
+
+    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+        """Logits_BA of the answers; ``inputs`` are the arguments of ``GridVLPModel.forward``."""
+        return self.answering(self.bert(**inputs)[1])
+
+
+class GridVLPForPairs(BertPreTrainedModel):
+    """One sentence, two images, one of ``config.answers`` (NLVR2).
+
+    The *pair* head of LXMERT and UNITER: (sentence, left) and (sentence, right) are encoded
+    apart; the two pooled vectors are concatenated and classified.
+    """
+
+    config_class = GridVLPConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: GridVLPConfig) -> None:
+        super().__init__(config)
+        self.bert = GridVLPModel(config)
+        width = 2 * config.hidden_size
+        self.answering = AnswerHead(width, width, len(config.answers or []))
+        self.post_init()
+
+    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+        """Logits_BA; ``inputs`` hold each sentence twice: all left images, then all right ones."""
+        pooled_2BD = self.bert(**inputs)[1]
+        left_BD, right_BD = pooled_2BD.chunk(2)
+        return self.answering(torch.cat([left_BD, right_BD], dim=-1))
+
+
+Model = TypeVar("Model", bound=BertPreTrainedModel)
+
+
+def load_model(
+    kind: type[Model],
+    folder: str | Path,
+    *,
+    new: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
+    **changes: Any,
+) -> tuple[Model, list[str]]:
+    """Load weights strictly: every key must be used and none may be missing.
+
+    Args:
+        kind: the model class to build.
+        folder: a folder in the transformers layout (or a hub name), ours or any BERT's.
+        new: key prefixes that may be absent from the file and start fresh (a head).
+        unused: key prefixes of the file that the model may leave aside (another task's head).
+        changes: configuration values that replace those of the file.
+
+    Returns:
+        The model and the sorted names of the parameters that started fresh.
+
+    Raises:
+        UserError: the folder holds no model, or a key is missing, unexpected or misshaped.
+    """
+    quiet = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        config = GridVLPConfig.from_pretrained(folder)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        model, info = kind.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder} holds no model that can be loaded: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(quiet)
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    fresh = set(info["missing_keys"]) | set(mismatched)
+    missing = sorted(key for key in fresh if not key.startswith(new))
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(unused))
+    if missing or unexpected:
+        raise UserError(
+            f"The weights in {folder} do not fit {kind.__name__}: "
+            f"{_some(missing)} missing or of another shape, {_some(unexpected)} unexpected. "
+            "Use weights made by the command before this one, or train anew."
+        )
+    return model, sorted(fresh)
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3])
+    return f"{len(keys)} keys ({shown}{', ...' if len(keys) > 3 else ''})" if keys else "no keys"
+
+
+def copy_answer_rows(
+    head: AnswerHead, answers: list[str], source: AnswerHead, known: list[str]
+) -> int:
+    """Start an answer head from the pre-training head (LXMERT): matching rows, other rows zero.
+
+    Returns:
+        How many of ``answers`` had a row in ``known``.
+
+    Raises:
+        UserError: the two heads have different widths.
+    """
+    if head.dense.weight.shape != source.dense.weight.shape:
+        raise UserError("The pre-training answer head has another width than the task's head.")
+    row = {answer: index for index, answer in enumerate(known)}
+    pairs = [(new, row[answer]) for new, answer in enumerate(answers) if answer in row]
+    with torch.no_grad():
+        head.dense.load_state_dict(source.dense.state_dict())
+        head.LayerNorm.load_state_dict(source.LayerNorm.state_dict())
+        head.classifier.weight.zero_()
+        head.classifier.bias.zero_()
+        if pairs:
+            to, origin = (torch.tensor(side) for side in zip(*pairs, strict=True))
+            head.classifier.weight[to] = source.classifier.weight[origin]
+            head.classifier.bias[to] = source.classifier.bias[origin]
+    return len(pairs)

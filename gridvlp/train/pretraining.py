@@ -1,0 +1,402 @@
+"""Pre-training (paper 3.3): masked words, image-text matching, image QA, random grid sampling.
+
+gridvlp pretrain --features store.zarr
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gridvlp.errors import UserError
+from gridvlp.store import FeatureStore
+from gridvlp.train.corpora import Corpus
+from gridvlp.train.grids import read_grids
+from gridvlp.train.model import (
+    GridVLPConfig,
+    GridVLPForPreTraining,
+    GridVLPModel,
+    encoder_identity,
+    load_model,
+)
+from gridvlp.train.run_folder import RunFolder
+from gridvlp.train.settings import PreTrainingOptions
+from gridvlp.train.tokenization import (
+    MAX_TOKENS,
+    Encoder,
+    load_tokenizer,
+    train_tokenizer,
+)
+from gridvlp.train.training import Losses, fit, make_accelerator
+
+MASKED, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT, LXMERT
+MISMATCHED = 0.5  # LXMERT: the sentence is replaced by one of another image
+NO_ANSWER = -100
+HELD_OUT_SENTENCES = 2048
+
+
+@dataclass
+class PreTrainingBatch:
+    """One micro-batch: model inputs and what the three objectives ask for."""
+
+    inputs: dict[str, Tensor | None]
+    masked_positions_M: Tensor
+    masked_words_M: Tensor
+    matched_B: Tensor
+    answer_B: Tensor
+    keys: list[str]
+    truncated: int
+
+    def to(self, device: torch.device) -> PreTrainingBatch:
+        """The batch with its tensors on a device."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            inputs={
+                name: value if value is None else moved(value)
+                for name, value in self.inputs.items()
+            },
+            masked_positions_M=moved(self.masked_positions_M),
+            masked_words_M=moved(self.masked_words_M),
+            matched_B=moved(self.matched_B),
+            answer_B=moved(self.answer_B),
+        )
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """Masked words, sentences, and matched questions with an answer."""
+        return {
+            "mlm": len(self.masked_words_M),
+            "itm": len(self.matched_B),
+            "qa": int((self.answer_B != NO_ANSWER).sum()),
+        }
+
+
+class PreTrainingBatches:
+    """Makes the batch of a step: every (image, sentence) pair once an epoch, shuffled.
+
+    The sentences of an image are dealt in groups of ``sentences_per_read``, which stay together,
+    so that one read of a map serves a whole group. 1 is LXMERT's independent shuffling.
+
+    Args:
+        corpus: the pairs.
+        store: the maps.
+        encoder: sentences to ids.
+        batch_size: sentences per step, over all processes and micro-batches.
+        grids: random grids per image; None for all.
+        sentences_per_read: sentences of an image that stay together.
+        seed: decides order, negatives, masks, answers and grids.
+        process, processes, accumulate: which part of a step's batch is made here, in how many
+            micro-batches.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        store: FeatureStore,
+        encoder: Encoder,
+        *,
+        batch_size: int,
+        grids: int | None,
+        sentences_per_read: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        parts = processes * accumulate
+        if batch_size % parts:
+            raise UserError(
+                f"--batch-size {batch_size} must be a multiple of {parts} (processes x --accumulate)."
+            )
+        self.corpus, self.store, self.encoder = corpus, store, encoder
+        self.batch_size, self.grids, self.seed = batch_size, grids, seed
+        self.sentences_per_read = sentences_per_read
+        self.micro_size, self.first, self.accumulate = (
+            batch_size // parts,
+            process * accumulate,
+            accumulate,
+        )
+        self.steps_per_epoch = -(-len(corpus) // batch_size)
+        self.image_of_N = np.repeat(
+            np.arange(corpus.images, dtype=np.int32), np.diff(corpus.offsets)
+        )
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All sentence numbers in the order of an epoch, int64."""
+        if self._order is not None and self._order[0] == epoch:
+            return self._order[1]
+        rng = np.random.default_rng([self.seed, 1, epoch])
+        shuffled_N = np.lexsort((rng.random(len(self.corpus)), self.image_of_N))
+        rank_N = np.arange(len(self.corpus)) - self.corpus.offsets[self.image_of_N]
+        group_N = rank_N // self.sentences_per_read
+        starts = np.flatnonzero(np.diff(group_N, prepend=-1) | np.diff(self.image_of_N, prepend=-1))
+        place = rng.permutation(len(starts))
+        group_place_N = np.repeat(place, np.diff(starts, append=len(self.corpus)))
+        order_N = shuffled_N[np.argsort(group_place_N, kind="stable")]
+        self._order = (epoch, order_N)
+        return order_N
+
+    def __call__(self, step: int) -> list[PreTrainingBatch]:
+        """The micro-batches of a step for this process."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order_N = self.order(epoch)
+        # The last batch of an epoch is filled up from the epoch's beginning.
+        chosen_B = order_N.take(
+            np.arange(index * self.batch_size, (index + 1) * self.batch_size), mode="wrap"
+        )
+        rng = np.random.default_rng([self.seed, 2, step])
+        draws = {
+            "mismatch_B": rng.random(self.batch_size),
+            "other_B": rng.integers(len(self.corpus), size=self.batch_size),
+            "answer_B": rng.random(self.batch_size),
+            "mask_BL": rng.random((self.batch_size, MAX_TOKENS)),
+            "treatment_BL": rng.random((self.batch_size, MAX_TOKENS)),
+            "word_BL": rng.random((self.batch_size, MAX_TOKENS)),
+        }
+        batches = []
+        for part in range(self.first, self.first + self.accumulate):
+            rows = slice(part * self.micro_size, (part + 1) * self.micro_size)
+            batches.append(
+                self.make(chosen_B[rows], {n: a[rows] for n, a in draws.items()}, [self.seed, step])
+            )
+        return batches
+
+    def make(
+        self, sentences_B: np.ndarray, draws: dict[str, np.ndarray], seed: list[int]
+    ) -> PreTrainingBatch:
+        """Build a batch from sentence numbers and uniform random draws."""
+        images_B = self.image_of_N[sentences_B]
+        images_I, image_index_B = np.unique(images_B, return_inverse=True)
+        keys = [self.corpus.image_key(int(image)) for image in images_I]
+        grids_IGC, grid_mask_IG = read_grids(self.store, keys, self.grids, [*seed, 3])
+
+        # A draw that falls on the same image cannot be a mismatch: the pair stays matched.
+        mismatched_B = (draws["mismatch_B"] < MISMATCHED) & (
+            self.image_of_N[draws["other_B"]] != images_B
+        )
+        spoken_B = np.where(mismatched_B, draws["other_B"], sentences_B)
+        ids_BL, text_mask_BL, truncated = self.encoder.encode(self.corpus.sentences(spoken_B))
+        masked_BL, words_M = self._mask(ids_BL, text_mask_BL, draws)
+
+        answer_B = np.full(len(sentences_B), NO_ANSWER, dtype=np.int64)
+        for row in np.flatnonzero(~mismatched_B):
+            ids, scores = self.corpus.answers_of(int(sentences_B[row]))
+            if len(ids):
+                point = draws["answer_B"][row] * scores.sum()
+                answer_B[row] = ids[
+                    min(np.searchsorted(np.cumsum(scores), point, "right"), len(ids) - 1)
+                ]
+        return PreTrainingBatch(
+            inputs={
+                "input_ids_BL": torch.from_numpy(ids_BL),
+                "text_mask_BL": torch.from_numpy(text_mask_BL),
+                "grids_IGC": grids_IGC,
+                "grid_mask_IG": grid_mask_IG,
+                "image_index_B": torch.from_numpy(image_index_B.reshape(-1)),
+            },
+            masked_positions_M=torch.from_numpy(np.flatnonzero(masked_BL)),
+            masked_words_M=torch.from_numpy(words_M),
+            matched_B=torch.from_numpy((~mismatched_B).astype(np.int64)),
+            answer_B=torch.from_numpy(answer_B),
+            keys=keys,
+            truncated=truncated,
+        )
+
+    def _mask(
+        self, ids_BL: np.ndarray, text_mask_BL: np.ndarray, draws: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mask 15% of the words in place (80% [MASK], 10% random, 10% as they are)."""
+        length = ids_BL.shape[1]
+        special_BL = np.isin(ids_BL, self.encoder.tokenizer.all_special_ids)
+        masked_BL = text_mask_BL & ~special_BL & (draws["mask_BL"][:, :length] < MASKED)
+        words_M = ids_BL[masked_BL]
+        treatment_M = draws["treatment_BL"][:, :length][masked_BL]
+        random_M = (draws["word_BL"][:, :length][masked_BL] * len(self.encoder.tokenizer)).astype(
+            np.int64
+        )
+        ids_BL[masked_BL] = np.select(
+            [treatment_M < TO_MASK, treatment_M < TO_MASK + TO_RANDOM],
+            [np.full_like(words_M, self.encoder.mask), random_M],
+            words_M,
+        )
+        return masked_BL, words_M
+
+
+def losses(model: nn.Module, batch: PreTrainingBatch) -> Losses:
+    """Summed cross-entropies of the three objectives; they are weighted equally (LXMERT)."""
+    words_MV, match_B2, answers_BA = model(batch.inputs, batch.masked_positions_M)
+    terms = batch.terms
+    zero = match_B2.sum() * 0.0
+    sums = {
+        "mlm": functional.cross_entropy(words_MV.float(), batch.masked_words_M, reduction="sum")
+        if terms["mlm"]
+        else zero,
+        "itm": functional.cross_entropy(match_B2.float(), batch.matched_B, reduction="sum"),
+        "qa": functional.cross_entropy(
+            answers_BA.float(), batch.answer_B, reduction="sum", ignore_index=NO_ANSWER
+        )
+        if answers_BA is not None and terms["qa"]
+        else zero,
+    }
+    return {name: (value, terms[name]) for name, value in sums.items()}
+
+
+def held_out_accuracy(
+    model: nn.Module, batches: PreTrainingBatches, device: torch.device
+) -> dict[str, float]:
+    """Accuracy in percent of masked words, matching and answers on fixed held-out batches."""
+    right = {"mlm": 0, "itm": 0, "qa": 0}
+    terms = dict.fromkeys(right, 0)
+    steps = min(batches.steps_per_epoch, -(-HELD_OUT_SENTENCES // batches.batch_size))
+    for step in range(steps):
+        for made in batches(step):
+            batch = made.to(device)
+            words_MV, match_B2, answers_BA = model(batch.inputs, batch.masked_positions_M)
+            right["mlm"] += int((words_MV.argmax(-1) == batch.masked_words_M).sum())
+            right["itm"] += int((match_B2.argmax(-1) == batch.matched_B).sum())
+            if answers_BA is not None:
+                right["qa"] += int((answers_BA.argmax(-1) == batch.answer_B).sum())
+            for name, count in batch.terms.items():
+                terms[name] += count
+    return {f"held_out/{name}": 100 * right[name] / terms[name] for name in right if terms[name]}
+
+
+def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) -> dict[str, Any]:
+    """Pre-train a fusion model on the maps of a store; resumes a run that was interrupted.
+
+    Args:
+        options: what to train and how.
+        say: called with lines for the person at the keyboard.
+
+    Returns:
+        The held-out figures of the last epoch.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    accelerator = make_accelerator(options.training.precision)
+    set_seed(options.training.seed)
+    store = FeatureStore(options.features)
+    corpus, held_out = (
+        Corpus.build(
+            options.data,
+            store,
+            part=part,
+            sources=options.sources,
+            answers=options.answers,
+            allow_leakage=options.allow_leakage,
+        )
+        for part in ("train", "held-out")
+    )
+    if not len(corpus):
+        raise UserError(
+            f"No sentence in {options.data} speaks of an image in "
+            f"{', '.join(map(str, options.features))}: extract the photos of data/coco or data/vg "
+            "with `gridvlp extract --images ...`, or give --data."
+        )
+    facts = {
+        "corpus": corpus.fingerprint,
+        "store": store.fingerprint,
+        "encoder": store.encoder,
+        "sentences": len(corpus),
+        "images": corpus.images,
+    }
+    run = RunFolder(options.run, options.identity(), facts, accelerator.is_main_process)
+    model, encoder, origin = _make_model(options, store, corpus)
+    for line in origin:
+        say(line)
+    if run.finished:
+        say(f"{options.run} is finished already; give another --run to train again.")
+        return run.finished
+
+    common = {
+        "batch_size": options.training.batch_size,
+        "grids": options.grids,
+        "sentences_per_read": options.sentences_per_read,
+    }
+    batches = PreTrainingBatches(
+        corpus,
+        store,
+        encoder,
+        **common,
+        seed=options.training.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulate=options.training.accumulate,
+    )
+    checks = (
+        PreTrainingBatches(held_out, store, encoder, **common, seed=0) if len(held_out) else None
+    )
+    figures = fit(
+        model,
+        encoder.tokenizer,
+        batches,
+        losses,
+        steps_per_epoch=batches.steps_per_epoch,
+        settings=options.training,
+        run=run,
+        accelerator=accelerator,
+        validate=lambda m: held_out_accuracy(m, checks, accelerator.device) if checks else {},
+        title="pretrain",
+    )
+    return figures
+
+
+def _make_model(
+    options: PreTrainingOptions, store: FeatureStore, corpus: Corpus
+) -> tuple[GridVLPForPreTraining, Encoder, list[str]]:
+    told = []
+    answers = list(corpus.answers.names)
+    if options.init is not None:
+        tokenizer = load_tokenizer(options.vocabulary or options.init)
+        bert, fresh = load_model(
+            GridVLPModel,
+            options.init,
+            new=("grid_projection.",),
+            unused=("cls.", "matching.", "answering."),
+            grid_channels=store.channels,
+            grid_encoder=encoder_identity(store),
+            answers=answers,
+        )
+        model = GridVLPForPreTraining(bert.config)
+        model.bert.load_state_dict(bert.state_dict())
+        told.append(
+            f"Encoder from {options.init}; fresh: {', '.join(fresh) or 'nothing'}, the heads."
+        )
+    else:
+        standard = options.data / "vocab" / "bert-base-uncased-vocab.txt"
+        if options.vocabulary is not None or standard.exists():
+            tokenizer = load_tokenizer(options.vocabulary or standard)
+            told.append(f"Vocabulary: {options.vocabulary or standard}, {len(tokenizer):,} pieces.")
+        else:
+            tokenizer = train_tokenizer(corpus.sentences(range(len(corpus))))
+            told.append(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces.")
+        config = GridVLPConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden_size,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.heads,
+            intermediate_size=4 * options.hidden_size,
+            hidden_dropout_prob=options.dropout,
+            attention_probs_dropout_prob=options.dropout,
+            grid_channels=store.channels,
+            grid_encoder=encoder_identity(store),
+            answers=answers,
+        )
+        model = GridVLPForPreTraining(config)
+        told.append("Encoder from scratch.")
+    parameters = sum(parameter.numel() for parameter in model.bert.parameters())
+    told.append(f"Fusion model: {parameters / 1e6:.1f}M parameters, {len(answers):,} answers.")
+    return model, Encoder(tokenizer), told

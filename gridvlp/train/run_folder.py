@@ -1,0 +1,194 @@
+"""A run's folder: what was asked, what it ran on, what was measured, where the weights are.
+
+run.json            options, chosen values, versions, commit, data fingerprints, seed
+metrics.jsonl       one line per logged step; truncated to the checkpoint on resume
+tensorboard/        the same as curves
+checkpoint/         the last step: weights, optimiser, step (for resuming)
+model/              the result, in the transformers layout, with its tokenizer
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import gridvlp
+from gridvlp.errors import UserError
+
+VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "zarr", "zarrs")
+
+
+class RunFolder:
+    """One training run on disk; made new or taken up again.
+
+    Args:
+        path: the folder.
+        options: the values that define the run's result; a resumed run must have the same.
+        facts: what else is worth recording (counts, fingerprints).
+        writer: false in every process of a distributed run but the first.
+
+    Raises:
+        UserError: another process holds the run, or it was begun with other options.
+    """
+
+    def __init__(
+        self, path: Path, options: dict[str, Any], facts: dict[str, Any], writer: bool = True
+    ) -> None:
+        self.path, self.writer = path, writer
+        self._curves: SummaryWriter | None = None
+        options = json.loads(json.dumps(options, default=str))
+        if not writer:
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another process is training in {path}: wait for it or stop it."
+            ) from error
+        self._recover()
+        record = path / "run.json"
+        if record.exists():
+            self._check_options(json.loads(record.read_text()), options)
+        else:
+            write_json(record, {"options": options, "facts": facts, "environment": environment()})
+
+    def _check_options(self, record: dict[str, Any], options: dict[str, Any]) -> None:
+        before = record["options"]
+        changed = sorted(
+            name for name in before.keys() | options.keys() if before.get(name) != options.get(name)
+        )
+        if changed:
+            told = "; ".join(
+                f"{name} was {before.get(name)!r}, is {options.get(name)!r}" for name in changed[:4]
+            )
+            raise UserError(
+                f"{self.path} was begun with other options ({told}). "
+                "Give those again to go on, or another --run folder to begin anew."
+            )
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The final figures, once the run is complete."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, figures: dict[str, Any]) -> None:
+        """Record the final figures: the run is complete."""
+        if self.writer:
+            write_json(self.path / "result.json", figures)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of one step to metrics.jsonl and to the curves."""
+        if not self.writer:
+            return
+        if self._curves is None:
+            self._curves = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._curves.add_scalar(name, value, step)
+
+    def save_checkpoint(
+        self,
+        save_model: Callable[[Path], None],
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+    ) -> None:
+        """Replace the checkpoint by a newer one; a kill at any moment leaves one of the two whole."""
+
+        def fill(folder: Path) -> None:
+            save_model(folder)
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+            write_json(folder / "state.json", state)
+
+        self.replace_folder("checkpoint", fill)
+
+    def checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The last checkpoint and its state, if any; forgets what was logged after it."""
+        folder = self.path / "checkpoint"
+        if not folder.exists():
+            if self.writer:
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            return None
+        state = json.loads((folder / "state.json").read_text())
+        log = self.path / "metrics.jsonl"
+        if self.writer and log.exists():
+            kept = [
+                line for line in log.read_text().splitlines() if _step_of(line) <= state["step"]
+            ]
+            write_text(log, "".join(line + "\n" for line in kept))
+        return folder, state
+
+    def replace_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Write a folder under a temporary name and put it in place of an older one."""
+        if not self.writer:
+            return
+        target, new, old = (self.path / (name + suffix) for suffix in ("", ".new", ".old"))
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        fill(new)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Undo a replacement that was cut between its two renames."""
+        for name in ("checkpoint", "model"):
+            target, old = self.path / name, self.path / f"{name}.old"
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(self.path / f"{name}.new", ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, as far as they can change a result."""
+    checkout = Path(gridvlp.__file__).parents[1]
+    commit = subprocess.run(
+        ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "gridvlp": gridvlp.__version__,
+        "commit": commit if (checkout / ".git").exists() else None,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the line that a kill cut in half
+        return float("inf")

@@ -1,0 +1,123 @@
+"""What the training commands are told, checked where it is made.
+
+Imports nothing heavy: the command line shows these defaults in --help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gridvlp.errors import UserError
+
+SOURCES = ("coco-captions", "vg-regions", "vqa", "gqa", "vg-qa")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the defaults that differ between stages are set where these are made."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int  # sentences per step, over all processes and accumulated micro-batches
+    warmup: float  # share of all steps
+    seed: int = 0
+    accumulate: int = 1
+    head_lr_multiplier: float = 1.0
+    precision: str = "auto"  # auto, float32, bfloat16
+    threads: int = 2
+    save_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "learning_rate",
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "threads",
+            "save_steps",
+        ):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+        if not 0 <= self.warmup < 1:
+            raise UserError("--warmup is a share of all steps: from 0 to below 1.")
+        if self.batch_size % self.accumulate:
+            raise UserError("--batch-size must be a multiple of --accumulate.")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that it continues."""
+        free = {"threads", "save_steps"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+# LXMERT's fine-tuning settings (RECIPES: lr, epochs, batch 32, warm-up 10%).
+FINE_TUNING: dict[str, TrainingSettings] = {
+    "vqa": TrainingSettings(learning_rate=5e-5, epochs=4, batch_size=32, warmup=0.1),
+    "gqa": TrainingSettings(learning_rate=1e-5, epochs=4, batch_size=32, warmup=0.1),
+    "nlvr2": TrainingSettings(learning_rate=5e-5, epochs=4, batch_size=32, warmup=0.1),
+}
+
+
+@dataclass(frozen=True)
+class PreTrainingOptions:
+    """What ``gridvlp pretrain`` is told; the defaults are the paper's (4.2) where it gives them."""
+
+    features: tuple[Path, ...]
+    data: Path = Path("data")
+    run: Path = Path("runs/pretrain")
+    sources: tuple[str, ...] = SOURCES
+    init: str | None = None  # a BERT or gridvlp checkpoint; None from scratch
+    vocabulary: Path | None = None
+    answers: Path | None = None
+    grids: int | None = 100  # paper 4.2
+    sentences_per_read: int = 8
+    hidden_size: int = 768  # BERT-base
+    layers: int = 12
+    heads: int = 12
+    dropout: float = 0.1
+    allow_leakage: bool = False
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(
+            learning_rate=1e-4,  # paper 4.2
+            epochs=30,  # paper 4.2
+            batch_size=512,  # paper 4.2
+            warmup=0.05,  # LXMERT
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if self.grids is not None and self.grids <= 0:
+            raise UserError("--grids must be above 0, or 'all'.")
+        if self.sentences_per_read <= 0:
+            raise UserError("--sentences-per-read must be above 0.")
+        if self.hidden_size % self.heads:
+            raise UserError("--hidden-size must be a multiple of --heads.")
+        if not 0 <= self.dropout < 1:
+            raise UserError("--dropout must be from 0 to below 1.")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; a resumed run must have the same."""
+        named = {k: v for k, v in vars(self).items() if k not in ("training", "run")}
+        return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
+
+
+@dataclass(frozen=True)
+class FineTuningOptions:
+    """What ``gridvlp finetune`` is told."""
+
+    task: str
+    features: tuple[Path, ...]
+    training: TrainingSettings
+    data: Path = Path("data")
+    run: Path | None = None  # runs/finetune-<task>
+    init: Path = Path("runs/pretrain")
+    fresh: bool = False  # sizes and vocabulary of init, weights from scratch
+    answers: Path | None = None
+    train_splits: tuple[str, ...] | None = None  # the task's own choice (RECIPES)
+    valid_split: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; a resumed run must have the same."""
+        named = {k: v for k, v in vars(self).items() if k not in ("training", "run")}
+        return {**named, "features": [str(p) for p in self.features], **self.training.identity()}

@@ -1,0 +1,260 @@
+"""The training loop that pre-training and fine-tuning share.
+
+A step's batch and its random numbers are functions of (seed, step): a run that was killed and
+resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BertTokenizer
+from transformers.modeling_utils import PreTrainedModel
+
+from gridvlp.errors import UserError
+from gridvlp.progress import track
+from gridvlp.train.prefetch import Prefetch
+from gridvlp.train.run_folder import RunFolder
+from gridvlp.train.settings import TrainingSettings
+
+WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in BERT
+CLIP = 1.0  # LXMERT
+LOG_STEPS = 10
+
+Losses = dict[str, tuple[Tensor, int]]
+"""Per objective: the summed loss, and the number of terms that it is the sum of."""
+
+
+class Batch(Protocol):
+    """What a step is made of; ``keys`` are named when the loss goes wrong."""
+
+    keys: list[str]
+
+    def to(self, device: torch.device) -> Any:
+        """The batch with its tensors on a device."""
+        ...
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """Per objective, the number of terms in its loss."""
+        ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The device and the precision: bfloat16 by default where the hardware multiplies in it."""
+    if precision == "auto":
+        if torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            fast = bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined]
+        precision = "bfloat16" if fast else "float32"
+    return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: BertTokenizer,
+    make_step: Callable[[int], list[B]],
+    losses: Callable[[nn.Module, B], Losses],
+    *,
+    steps_per_epoch: int,
+    settings: TrainingSettings,
+    run: RunFolder,
+    accelerator: Accelerator,
+    validate: Callable[[nn.Module], dict[str, float]],
+    best: str | None = None,
+    head: str = "answering",
+    title: str,
+) -> dict[str, Any]:
+    """Train, validating at the end of each epoch; resume from the run's checkpoint if it has one.
+
+    Args:
+        model: what to train, in the transformers layout.
+        tokenizer: saved beside the weights.
+        make_step: the micro-batches of one step for this process; called in threads.
+        losses: the losses of one micro-batch.
+        steps_per_epoch: steps in an epoch.
+        settings: how to train.
+        run: where to write.
+        accelerator: device, precision and processes.
+        validate: figures on held-out data.
+        best: the figure by which the best epoch is kept as ``model/``; None keeps the last.
+        head: the prefix of parameters that ``settings.head_lr_multiplier`` applies to.
+        title: shown at the progress bar.
+
+    Returns:
+        The figures of the kept epoch, with "epoch" and "step".
+
+    Raises:
+        UserError: the loss is not a finite number, or the memory ran out.
+    """
+    total = steps_per_epoch * settings.epochs
+    warmup = math.ceil(total * settings.warmup)
+    optimizer = _make_optimizer(model, settings, head)
+    begin, kept = _restore(model, optimizer, run)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    rates = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def save(folder: Path) -> None:
+        accelerator.unwrap_model(wrapped).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def checkpoint(step: int) -> None:
+        run.save_checkpoint(save, optimizer.optimizer, {"step": step, "kept": kept})
+
+    batches = Prefetch(make_step, range(begin, total), settings.threads)
+    step = begin
+    with track(title, total * settings.batch_size, "samples", begin * settings.batch_size) as bar:
+        try:
+            for number, micro_batches in batches:
+                torch.manual_seed((settings.seed << 32) + number * 64 + accelerator.process_index)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * _schedule(number, warmup, total)
+                values = _step(wrapped, optimizer, micro_batches, losses, accelerator, number)
+                step = number + 1
+                bar.advance(settings.batch_size, f"loss {values['loss']:.3f}")
+                if step % LOG_STEPS == 0 or step == total:
+                    run.log(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
+                if step % steps_per_epoch == 0:
+                    figures = _validated(wrapped, validate)
+                    run.log(step, figures)
+                    bar.print(f"epoch {step // steps_per_epoch}: {_told(figures)}")
+                    if best is None or kept is None or figures[best] > kept[best]:
+                        kept = {**figures, "epoch": step // steps_per_epoch, "step": step}
+                        if accelerator.is_main_process:
+                            run.replace_folder("model", save)
+                    checkpoint(step)
+                elif step % settings.save_steps == 0:
+                    checkpoint(step)
+        except KeyboardInterrupt:
+            checkpoint(step)
+            bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
+            raise
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "The device's memory ran out: give --accumulate a larger number "
+                f"(now {settings.accumulate}), which leaves the result as it is."
+            ) from error
+    if kept is None:
+        raise UserError("Nothing was trained: the run has no steps.")
+    run.finish({**kept, "waited_seconds": round(batches.waited, 3)})
+    return kept
+
+
+def _step(
+    model: nn.Module,
+    optimizer: Any,
+    micro_batches: list[B],
+    losses: Callable[[nn.Module, B], Losses],
+    accelerator: Accelerator,
+    number: int,
+) -> dict[str, float]:
+    """One optimiser step; the gradient is that of the whole batch, however it is divided."""
+    names = sorted({name for batch in micro_batches for name in batch.terms})
+    terms = torch.tensor(
+        [sum(batch.terms[name] for batch in micro_batches) for name in names],
+        device=accelerator.device,
+    )
+    counts = dict(zip(names, accelerator.reduce(terms, "sum").tolist(), strict=True))
+    sums = dict.fromkeys(names, 0.0)
+    for index, batch in enumerate(micro_batches):
+        last = index == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            parts = losses(model, batch.to(accelerator.device))
+            # DDP averages over processes; the sum over all terms is wanted.
+            total = sum(parts[name][0] / max(counts[name], 1) for name in names)
+            accelerator.backward(total * accelerator.num_processes)
+        for name in names:
+            sums[name] += float(parts[name][0].detach())
+    reduced = accelerator.reduce(
+        torch.tensor([sums[name] for name in names], device=accelerator.device), "sum"
+    ).tolist()
+    values = {
+        name: value / max(counts[name], 1) for name, value in zip(names, reduced, strict=True)
+    }
+    loss = sum(values.values())
+    if not math.isfinite(loss):
+        keys = sorted({key for batch in micro_batches for key in batch.keys})
+        raise UserError(
+            f"The loss is not finite at step {number + 1} ({_told(values)}); images of the batch: "
+            f"{', '.join(keys[:8])}. The last checkpoint is kept; try a lower --learning-rate."
+        )
+    accelerator.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {
+        "loss": loss,
+        **({f"loss/{k}": v for k, v in values.items()} if len(values) > 1 else {}),
+    }
+
+
+def _make_optimizer(model: nn.Module, settings: TrainingSettings, head: str) -> torch.optim.AdamW:
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        key = (parameter.ndim > 1, name.startswith(head))
+        groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": WEIGHT_DECAY if decay else 0.0,
+                "lr": (
+                    rate := settings.learning_rate * (settings.head_lr_multiplier if top else 1)
+                ),
+                "initial_lr": rate,
+            }
+            for (decay, top), parameters in sorted(groups.items())
+        ],
+        fused=True,
+    )
+
+
+def _restore(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, run: RunFolder
+) -> tuple[int, dict[str, Any] | None]:
+    found = run.checkpoint()
+    if found is None:
+        return 0, None
+    folder, state = found
+    weights = load_file(folder / "model.safetensors")
+    tied = set(model._tied_weights_keys or {})
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - tied:
+        raise UserError(
+            f"The checkpoint {folder} does not fit the model: {missing[:3]} {unexpected[:3]}"
+        )
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    return state["step"], state["kept"]
+
+
+def _validated(
+    model: nn.Module, validate: Callable[[nn.Module], dict[str, float]]
+) -> dict[str, float]:
+    model.eval()
+    try:
+        with torch.no_grad():
+            return validate(model)
+    finally:
+        model.train()
+
+
+def _schedule(step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then linear decay to zero (BERT, LXMERT)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (total - step) / max(1, total - warmup)
+
+
+def _told(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
