@@ -1,0 +1,226 @@
+"""GQA: compositional questions made from scene graphs (Hudson and Manning 2019)."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gridvlp.errors import UserError
+from gridvlp.train import json_files
+from gridvlp.train.image_ids import ImageIds
+from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSSES = ("bce", "ce")
+_SEMANTIC = {
+    "attr": "attribute",
+    "cat": "category",
+    "global": "scene",
+    "obj": "object",
+    "rel": "relation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What the official report needs of a question.
+
+    ``valid`` and ``plausible`` are None where the split has no choices file.
+    """
+
+    answer: str
+    balanced: bool
+    structural: str
+    semantic: str
+    detailed: str
+    group: str | None
+    entailed: tuple[str, ...]
+    valid: frozenset[str] | None
+    plausible: frozenset[str] | None
+
+
+class GQA(Task):
+    """GQA with the figures of its official report.
+
+    Splits: ``train``, ``val`` and ``testdev`` read <split>_balanced_questions.json, or the
+    <split>_all_questions.json where only that is there; ``val-all`` and ``testdev-all`` read all
+    questions, which the official consistency needs. ``test`` and ``challenge`` have no labels.
+    Validity and plausibility need <split>_choices.json from GQA's evaluation files.
+
+    Args:
+        answers: the class names; None to build them.
+        loss: "bce" (mean times classes, as for VQA) or "ce"; LXMERT has both.
+    """
+
+    name = "gqa"
+    splits = ("train", "val", "testdev", "test", "challenge", "val-all", "testdev-all", "test-all")
+    aliases = {"submission": "test-all"}  # noqa: RUF012
+    train_splits = ("train", "val")
+    valid_split = "testdev"
+    test_split = "testdev"
+
+    def __init__(self, answers: Iterable[str] | None = None, loss: str = "bce") -> None:
+        super().__init__(answers)
+        if loss not in LOSSES:
+            raise UserError(f"GQA has no loss {loss!r}; it has {' and '.join(LOSSES)}.")
+        self.loss_name = loss
+
+    def files(self, data: Path, split: str) -> list[Path]:
+        """The questions."""
+        tier, _, everything = split.partition("-")
+        folder = Path(data) / "gqa"
+        balanced, full = (folder / f"{tier}_{kind}_questions.json" for kind in ("balanced", "all"))
+        return [full if everything or (full.is_file() and not balanced.is_file()) else balanced]
+
+    def photo_folders(self, data: Path, split: str) -> list[Path]:
+        """GQA's own folder; most of its photos are Visual Genome's."""
+        data = Path(data)
+        return [data / "gqa" / "images", data / "vg" / "VG_100K", data / "vg" / "VG_100K_2"]
+
+    def count_answers(self, data: Path) -> list[str]:
+        """Every answer of train + val (LXMERT: 1,842)."""
+        answers: set[str] = set()
+        for split in self.train_splits:
+            (path,) = self.files(data, split)
+            if split == "train" or path.is_file():
+                for id, entry in json_files.items(path):
+                    answers.add(str(json_files.field(entry, "answer", path, id)))
+            else:
+                self.notes.append(f"classes from train alone: {path} is not there")
+        return sorted(answers)
+
+    def _read(self, data: Path, split: str, reader: Reader) -> None:
+        (path,) = self.files(data, split)
+        if "_all_" in path.name and not split.endswith("-all"):
+            reader.report.notes.append(f"{path.name} is read, for want of the balanced file")
+        choices_path = Path(data) / "gqa" / f"{split.partition('-')[0]}_choices.json"
+        choices = dict(json_files.items(choices_path)) if choices_path.is_file() else {}
+        ids = ImageIds(data)
+        for id, entry in json_files.items(path):
+            image = json_files.field(entry, "imageId", path, id)
+            answer = entry.get("answer")
+            truth = (
+                None if answer is None else _truth(str(answer), entry, choices.get(id), path, id)
+            )
+            reader.add(
+                id,
+                json_files.field(entry, "question", path, id),
+                [ids.gqa(image)],
+                [(truth.answer, 1.0)] if truth else (),
+                (truth.detailed or truth.structural) if truth else "",
+                truth,
+            )
+
+    def loss(self, logits_BA: Tensor, targets_BA: Tensor) -> Tensor:
+        """As the ``loss`` option says; with "ce" a question without a class adds nothing."""
+        from torch.nn import functional
+
+        if self.loss_name == "bce":
+            mean = functional.binary_cross_entropy_with_logits(logits_BA, targets_BA)
+            return mean * logits_BA.shape[1]
+        losses_B = functional.cross_entropy(logits_BA, targets_BA, reduction="none")
+        return losses_B.sum() / (targets_BA.sum(dim=1) > 0).sum().clamp(min=1)
+
+    def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
+        """The official report: accuracy, binary, open, consistency, validity and so on.
+
+        Percentages over the balanced questions, but for "distribution" (a chi-square, lower is
+        better). A figure that the files do not allow is absent. Where some entailed questions are
+        not among the examples (they are not all balanced), consistency is over those that are and
+        says so in its name.
+        """
+        pairs = self.labelled(examples, predicted)
+        right = {example.id: answer == example.truth.answer for example, answer in pairs}
+        values: dict[str, list[float]] = defaultdict(list)
+        broken: dict[str, list[float]] = defaultdict(list)
+        gold: dict[str, Counter[str]] = defaultdict(Counter)
+        given: dict[str, Counter[str]] = defaultdict(Counter)
+        complete = True
+        counted = [pair for pair in pairs if pair[0].truth.balanced] or pairs
+        for example, answer in counted:
+            truth, correct = example.truth, float(right[example.id])
+            values["accuracy"].append(correct)
+            values["open" if truth.structural == "query" else "binary"].append(correct)
+            if truth.valid is not None:
+                values["validity"].append(float(answer in truth.valid))
+            if truth.plausible is not None:
+                values["plausibility"].append(float(answer in truth.plausible))
+            asked = [other for other in truth.entailed if other != example.id]
+            answered = [right[other] for other in asked if other in right]
+            if correct and asked:
+                complete &= len(answered) == len(asked)
+                if answered:
+                    values["consistency"].append(sum(answered) / len(answered))
+            if truth.group is not None:
+                gold[truth.group][truth.answer] += 1
+                given[truth.group][answer] += 1
+            for title, kind in (
+                ("structural", truth.structural),
+                ("semantic", _SEMANTIC.get(truth.semantic, truth.semantic)),
+                ("detailed", truth.detailed),
+            ):
+                if kind:
+                    broken[f"{title}: {kind}"].append(correct)
+        if not any(example.truth.structural for example, _ in counted):
+            del values["binary"]  # without types nothing is known to be binary
+        order = ("accuracy", "binary", "open", "consistency", "validity", "plausibility")
+        scores = {name: percent(values[name]) for name in order if values.get(name)}
+        if "consistency" in scores and not complete:
+            scores = {
+                "consistency (entailed questions that were asked)"
+                if name == "consistency"
+                else name: value
+                for name, value in scores.items()
+            }
+        if gold:
+            scores["distribution"] = _chi_square(gold, given) / 100
+        return scores | {name: percent(broken[name]) for name in sorted(broken)}
+
+    def submission(self, ids: Sequence[str], answers: Sequence[str]) -> str:
+        """``[{"questionId": str, "prediction": str}, ...]``, as EvalAI takes it."""
+        entries = zip(ids, answers, strict=True)
+        return json_text([{"questionId": id, "prediction": answer} for id, answer in entries])
+
+
+def _chi_square(gold: dict[str, Counter[str]], given: dict[str, Counter[str]]) -> float:
+    """Mean over the questions of their group's chi-square of given against true answers."""
+    weighted = questions = 0.0
+    for group, expected in gold.items():
+        size = sum(expected.values())
+        weighted += size * sum((given[group][a] - n) ** 2 / n for a, n in expected.items())
+        questions += size
+    return weighted / questions
+
+
+def _truth(answer: str, entry: Any, choices: Any, path: Path, id: str) -> Truth:
+    types, groups = entry.get("types") or {}, entry.get("groups") or {}
+    structural, semantic, detailed = (
+        sys.intern(str(types.get(name) or "")) for name in ("structural", "semantic", "detailed")
+    )
+    entailed = entry.get("entailed") or ()
+    if not isinstance(entailed, list | tuple):
+        raise UserError(f'{path}, entry {id}: "entailed" is not a list.')
+    # The official evaluator's own rule for questions on what two objects have in common.
+    common = frozenset({"color", "material", "shape"}) if "Common" in detailed else None
+    valid, plausible = (
+        None if choices is None else common or frozenset(choices.get(name, ()))
+        for name in ("valid", "plausible")
+    )
+    group = groups.get("global")
+    return Truth(
+        sys.intern(answer),
+        bool(entry.get("isBalanced", True)),
+        structural,
+        semantic,
+        detailed,
+        None if group is None else sys.intern(str(group)),
+        tuple(map(str, entailed)),
+        valid,
+        plausible,
+    )
