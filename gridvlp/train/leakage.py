@@ -40,6 +40,12 @@ RULES: tuple[Rule | None, ...] = (
     Rule("COCO split unknown (vg/image_data.json or COCO's lists are missing)", measured=False),
 )
 
+NO_MINIVAL = "captions_val2017.json is not there to list minival: all of val2014 is held out"
+GQA_VAL = (
+    "GQA's val split is trained on, except its photos in COCO's validation split: report GQA on "
+    "testdev, not on val"
+)
+
 
 def coco_files(data: Path) -> list[Path]:
     """The files that tell COCO's splits, where present."""
@@ -98,6 +104,9 @@ class Guard:
             self.train.update(_ids(_vqa_questions(vqa, "train2014"), "questions", "image_id"))
             self.val2014.update(_ids(annotations / "captions_val2014.json", "images", "id"))
             self.val2014.update(_ids(_vqa_questions(vqa, "val2014"), "questions", "image_id"))
+        self.notes = [] if self.minival is not None else [NO_MINIVAL]
+        if any(path.is_file() for path in _gqa_questions(gqa, "val")):
+            self.notes.append(GQA_VAL)
         self.vqa_test = set(_ids(_vqa_questions(vqa, "test2015"), "questions", "image_id"))
         self.gqa_test = {
             ids.gqa(image)[-1] for split in GQA_TESTS for image in _gqa_images(gqa, split)
