@@ -9,7 +9,9 @@ from gridvlp.train import json_files
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -45,7 +47,7 @@ def test_items_are_those_of_json_load(path, entries):
 def test_a_file_cut_anywhere_is_an_error_that_says_where(path, length):
     whole = '[{"a": 1, "b": "two"}, {"a": [3, 4]}, {}, 55]'
     path.write_text(whole[:length])
-    with pytest.raises(UserError, match="file.json is not whole JSON.*character"):
+    with pytest.raises(UserError, match=r"file\.json is not whole JSON.*character"):
         list(json_files.elements(path))
 
 

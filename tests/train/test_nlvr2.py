@@ -46,7 +46,11 @@ def test_lines_become_examples(write, task):
 
 
 def test_unlabelled_and_odd_lines(write, task):
-    entries = [line("test1-0-0-0"), line("test1-0-1-0", sentence="  "), line("test1-0-2-0", "False")]
+    entries = [
+        line("test1-0-0-0"),
+        line("test1-0-1-0", sentence="  "),
+        line("test1-0-2-0", "False"),
+    ]
     del entries[0]["label"]
     split = task.read(write(entries, "test1"), "test-P")
     assert split.report.unlabelled == 1

@@ -120,7 +120,9 @@ def test_bad_files(data):
     annotations = data / "vqa" / "v2_mscoco_train2014_annotations.json"
     whole = annotations.read_text()
     annotations.write_text(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"train2014_annotations\.json is not whole JSON.*character"):
+    with pytest.raises(
+        UserError, match=r"train2014_annotations\.json is not whole JSON.*character"
+    ):
         task.read(data, "train")
     annotations.write_text(whole.replace('"answers"', '"replies"'))
     with pytest.raises(UserError, match='entry 0 has no "answers"'):
@@ -193,19 +195,15 @@ def test_official_text(raw, expected):
     assert official_text(raw) == expected
 
 
+DIGITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
 def slow_official_accuracy(answer, humans):
     """The rule of the public evaluator, said once more, slowly and another way."""
 
     def process(text):
         out = text
-        for mark in [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">"] + [
-            "<",
-            "@",
-            "`",
-            ",",
-            "?",
-            "!",
-        ]:
+        for mark in """;/[]"{}()=+\\_-><@`,?!""":
             squeeze = mark + " " in text or " " + mark in text or re.search("[0-9],[0-9]", text)
             out = ("" if squeeze else " ").join(out.split(mark))
         kept = ""
@@ -216,9 +214,8 @@ def slow_official_accuracy(answer, humans):
         for word in kept.lower().split():
             if word in ("none", "zero"):
                 word = "0"
-            digits = "one two three four five six seven eight nine ten".split()
-            if word in digits:
-                word = str(digits.index(word) + 1)
+            if word in DIGITS:
+                word = str(DIGITS.index(word) + 1)
             if word not in ("a", "an", "the"):
                 words.append({"dont": "don't", "cant": "can't", "its": "its"}.get(word, word))
         return " ".join(words)

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from gridvlp.errors import UserError
+from gridvlp.train.image_ids import ImageIds
+from gridvlp.train.leakage import (
+    FREE,
+    GQA_TEST,
+    MINIVAL,
+    UNKNOWN,
+    VAL2014,
+    VQA_TEST,
+    Guard,
+    guard_files,
+    minival,
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for folder in ("coco/annotations", "vqa", "gqa", "vg"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def put(data, name, value):
+    (data / name).write_text(json.dumps(value))
+
+
+def captions(data, split, images):
+    put(data, f"coco/annotations/captions_{split}.json", {"images": [{"id": i} for i in images]})
+
+
+def questions(data, split, images):
+    entries = [{"image_id": image, "question_id": image} for image in images]
+    put(data, f"vqa/v2_OpenEnded_mscoco_{split}_questions.json", {"questions": entries})
+
+
+def vg(data, coco_ids):
+    put(data, "vg/image_data.json", [{"image_id": v, "coco_id": c} for v, c in coco_ids.items()])
+
+
+def rule(data, *keys):
+    guard = Guard(data, ImageIds(data))
+    return [guard.rule(key) for key in keys]
+
+
+def test_minival_is_the_2017_validation_split(data):
+    captions(data, "val2017", [1, 2])
+    questions(data, "val2014", [1, 2, 3])
+    assert minival(data) == {1, 2}
+    assert rule(data, "000000000001", "000000000003", "000000000004") == [MINIVAL, FREE, FREE]
+
+
+def test_instances_list_minival_too(data):
+    put(data, "coco/annotations/instances_val2017.json", {"images": [{"id": 5}]})
+    assert rule(data, "000000000005", "000000000003") == [MINIVAL, FREE]
+
+
+def test_with_the_2014_files_alone_all_of_val2014_is_held_out(data):
+    captions(data, "train2014", [1])
+    captions(data, "val2014", [2])
+    questions(data, "val2014", [3])
+    assert minival(data) is None
+    keys = [f"{i:012d}" for i in (1, 2, 3, 4)]
+    assert rule(data, *keys) == [FREE, VAL2014, VAL2014, UNKNOWN]
+    assert any("all of val2014" in note for note in Guard(data, ImageIds(data)).notes)
+
+
+def test_test_photos_are_held_out_whichever_set_speaks_of_them(data):
+    captions(data, "val2017", [1])
+    questions(data, "test2015", [7])
+    put(data, "gqa/testdev_balanced_questions.json", {"q": {"imageId": "n5"}, "r": {"imageId": 20}})
+    put(data, "gqa/test_all_questions.json", {"q": {"imageId": "2345"}})
+    vg(data, {20: 8, 2345: None, 30: 9})
+    keys = ["000000000007", "n5", "000000000008", "2345", "n6", "000000000009"]
+    assert rule(data, *keys) == [VQA_TEST, GQA_TEST, GQA_TEST, GQA_TEST, FREE, FREE]
+
+
+def test_a_visual_genome_photo_of_unknown_origin_is_held_out(data):
+    captions(data, "val2017", [1])
+    assert rule(data, "2345", "n6") == [UNKNOWN, FREE]
+    vg(data, {2345: None})
+    assert rule(data, "2345", "2346") == [FREE, UNKNOWN]
+
+
+def test_nothing_known_of_coco_holds_its_photos_out(data):
+    vg(data, {2345: 1})
+    assert rule(data, "000000000001") == [UNKNOWN]
+
+
+def test_gqa_val_is_said_to_be_trained_on(data):
+    put(data, "gqa/val_balanced_questions.json", {})
+    assert any("not on val" in note for note in Guard(data, ImageIds(data)).notes)
+
+
+def test_every_file_that_decides_is_listed(data):
+    captions(data, "val2017", [1])
+    questions(data, "test2015", [7])
+    put(data, "gqa/testdev_balanced_questions.json", {})
+    vg(data, {})
+    assert len(guard_files(data)) == 4
+
+
+def test_a_cut_list_is_an_error_not_a_leak(data):
+    captions(data, "val2017", [1, 2, 3])
+    path = data / "coco/annotations/captions_val2017.json"
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(UserError, match=r"captions_val2017\.json is not whole JSON"):
+        Guard(data, ImageIds(data))
