@@ -227,7 +227,7 @@ def slow_official_accuracy(answer, humans):
     total = 0.0
     for left_out in range(len(humans)):
         others = [h for i, h in enumerate(humans) if i != left_out]
-        total += min(1.0, sum(h.lower() == answer.lower() for h in others) / 3)
+        total += min(1.0, sum(h == answer for h in others) / 3)
     return total / len(humans)
 
 
@@ -249,7 +249,8 @@ def test_accuracy_is_the_official_one(pool, data):
 
 def test_text_is_processed_only_where_annotators_disagree():
     assert vqa_accuracy("2", ["two"] * 10) == 0.0
-    assert vqa_accuracy("Two", ["two"] * 10) == 1.0
+    assert vqa_accuracy("Two", ["two"] * 10) == 0.0
+    assert vqa_accuracy("Two", ["two"] * 9 + ["3"]) == 1.0
     assert vqa_accuracy("2", ["two"] * 9 + ["3"]) == 1.0
     assert vqa_accuracy("x", ["x"] + ["y"] * 9) == pytest.approx(0.3)
 

@@ -155,7 +155,7 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     humans, answer = [_one_line(human) for human in humans], _one_line(answer)
     if len(set(humans)) > 1:
         humans, answer = [official_text(human) for human in humans], official_text(answer)
-    agree = [human.lower() == answer.lower() for human in humans]
+    agree = [human == answer for human in humans]
     total = sum(agree)
     return sum(min(1.0, (total - one) / 3) for one in agree) / len(agree)
 
