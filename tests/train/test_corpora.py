@@ -161,6 +161,7 @@ def test_what_the_store_lacks_is_counted(data):
     assert (captions.excluded, captions.images_excluded) == (1, 1)
     assert (rows["vqa"].pairs, rows["vqa"].without_photo, rows["vqa"].excluded) == (0, 1, 1)
     assert (rows["gqa"].pairs, rows["gqa"].questions) == (2, 2)
+    assert (rows["vqa"].questions, rows["vg-qa"].questions) == (0, 0)
     assert len(Corpus.build(data, set())) == 0
     assert Corpus.build(data).fingerprint == corpus.fingerprint
 
@@ -191,6 +192,15 @@ def test_the_cache_follows_the_files(data):
     assert len(first) == 9
     assert first.sentence(0) == "A red cup."
     assert sorted(path.name[0] for path in folder.iterdir()) == ["c", "c"]  # nothing half-written
+
+
+def test_a_file_changed_within_its_size_is_read_again(data):
+    assert "A red cup." in {s for rows in content(Corpus.build(data)).values() for _, s in rows}
+    path = data / "coco/annotations/captions_train2017.json"
+    stamp = path.stat().st_mtime_ns + 1_000_000
+    path.write_text(path.read_text().replace("red", "big"))
+    os.utime(path, ns=(stamp, stamp))
+    assert "A big cup." in {s for rows in content(Corpus.build(data)).values() for _, s in rows}
 
 
 def test_a_build_that_fails_leaves_nothing(data):
