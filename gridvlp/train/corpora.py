@@ -10,151 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gridvlp.errors import UserError
-from gridvlp.progress import track
-from gridvlp.train import json_files
-from gridvlp.train.answers import (
-    AnswerVocabulary,
-    most_frequent,
-    normalize_answer,
-    soft_score,
-)
-from gridvlp.train.image_ids import ImageIds
-from gridvlp.train.leakage import FREE, RULES, Guard, guard_files
+from gridvlp.train.answers import AnswerVocabulary, most_frequent, normalize_answer
+from gridvlp.train.corpus_cache import cache_folder, cached
+from gridvlp.train.corpus_sources import SOURCES, source_files
+from gridvlp.train.image_ids import first_present
+from gridvlp.train.leakage import FREE, RULES
 
-LAYOUT = 1  # of the cache files; older ones are made anew
-CACHE_FOLDER = ".gridvlp-cache"
 PARTS = ("train", "held-out")
-_FLUSH = 1 << 16
-_LABEL = pa.struct({"answer": pa.int32(), "score": pa.float32()})
-
-_Advance = Callable[[int], None]  # told the characters read
-# One pair of a source: keys under which the photo's map may be, the sentence, (answer, score)s.
-Pair = tuple[tuple[str, ...], Any, Iterable[tuple[str, float]]]
-
-
-# --------------------------------------------------------------------------------- the sources
-
-
-def _coco_captions(files: Sequence[Path], ids: ImageIds, advance: _Advance) -> Iterator[Pair]:
-    seen: set[int] = set()  # the 2014 and the 2017 release hold the same captions
-    for path in files:
-        for number, entry in enumerate(json_files.elements(path, "annotations", advance)):
-            if (id := json_files.integer(entry, "id", path, number)) not in seen:
-                seen.add(id)
-                image = json_files.integer(entry, "image_id", path, number)
-                yield (ids.coco(image),), json_files.field(entry, "caption", path, number), ()
-
-
-def _vg_regions(files: Sequence[Path], ids: ImageIds, advance: _Advance) -> Iterator[Pair]:
-    for path in files:
-        for number, entry in enumerate(json_files.elements(path, None, advance)):
-            for region in json_files.field(entry, "regions", path, number):
-                image = _vg_image(region, entry, path, number)
-                phrase = json_files.field(region, "phrase", path, number)
-                yield ids.visual_genome(image), phrase, ()
-
-
-def _vg_qa(files: Sequence[Path], ids: ImageIds, advance: _Advance) -> Iterator[Pair]:
-    for path in files:
-        for number, entry in enumerate(json_files.elements(path, None, advance)):
-            for qa in json_files.field(entry, "qas", path, number):
-                image = _vg_image(qa, entry, path, number)
-                question = json_files.field(qa, "question", path, number)
-                answer = str(json_files.field(qa, "answer", path, number))
-                yield ids.visual_genome(image), question, ((normalize_answer(answer), 1.0),)
-
-
-def _vqa(files: Sequence[Path], ids: ImageIds, advance: _Advance) -> Iterator[Pair]:
-    for questions in files[::2]:
-        annotations = _vqa_annotations(questions)
-        soft: dict[int, tuple[tuple[str, float], ...]] = {}
-        known: dict[str, str] = {}  # few answers, many annotators: normalise each once
-        for number, entry in enumerate(json_files.elements(annotations, "annotations", advance)):
-            counts: dict[str, int] = {}
-            for human in json_files.field(entry, "answers", annotations, number):
-                raw = str(json_files.field(human, "answer", annotations, number))
-                answer = known.setdefault(raw, normalize_answer(raw))
-                counts[answer] = counts.get(answer, 0) + 1
-            id = json_files.integer(entry, "question_id", annotations, number)
-            soft[id] = tuple((answer, soft_score(n)) for answer, n in counts.items())
-        for number, entry in enumerate(json_files.elements(questions, "questions", advance)):
-            image = json_files.integer(entry, "image_id", questions, number)
-            question = json_files.field(entry, "question", questions, number)
-            id = json_files.integer(entry, "question_id", questions, number)
-            yield (ids.coco(image),), question, soft.get(id, ())
-
-
-def _gqa(files: Sequence[Path], ids: ImageIds, advance: _Advance) -> Iterator[Pair]:
-    for path in files:
-        for id, entry in json_files.items(path, advance):
-            image = json_files.field(entry, "imageId", path, id)
-            question = json_files.field(entry, "question", path, id)
-            answer = normalize_answer(str(json_files.field(entry, "answer", path, id)))
-            yield ids.gqa(image), question, ((answer, 1.0),)
-
-
-def _vg_image(entry: Any, image: Any, path: Path, number: int) -> int:
-    """An entry's image_id, which Visual Genome repeats from the image that holds it."""
-    if "image_id" in entry:
-        return json_files.integer(entry, "image_id", path, number)
-    return json_files.integer(image, "id", path, number)
-
-
-def _vqa_annotations(questions: Path) -> Path:
-    name = questions.name.replace("_OpenEnded", "").replace("_questions", "_annotations")
-    return questions.with_name(name)
-
-
-_READERS: dict[str, Callable[[Sequence[Path], ImageIds, _Advance], Iterator[Pair]]] = {
-    "coco-captions": _coco_captions,
-    "vg-regions": _vg_regions,
-    "vqa": _vqa,
-    "gqa": _gqa,
-    "vg-qa": _vg_qa,
-}
-SOURCES = tuple(_READERS)  # the paper, section 4.1
-
-
-def source_files(data: Path, source: str) -> tuple[list[Path], list[Path]]:
-    """The files of a source that are there, and those that are not.
-
-    Captions of either release will do, and Visual Genome is one file; VQA questions count only
-    with their annotations, which follow them in the list.
-    """
-    data = Path(data)
-    if source == "coco-captions":
-        folder = data / "coco" / "annotations"
-        years = [[folder / f"captions_{s}{y}.json" for s in ("train", "val")] for y in (2017, 2014)]
-        present = [path for paths in years for path in paths if path.is_file()]
-        whole = any(all(path in present for path in paths) for paths in years)
-        return present, [] if whole else [path for path in years[0] if path not in present]
-    if source == "vqa":
-        groups = []
-        for split in ("train2014", "val2014"):
-            questions = data / "vqa" / f"v2_OpenEnded_mscoco_{split}_questions.json"
-            groups.append([questions, _vqa_annotations(questions)])
-    elif source == "gqa":
-        groups = [[data / "gqa" / f"{s}_balanced_questions.json"] for s in ("train", "val")]
-    else:
-        name = {"vg-regions": "region_descriptions.json", "vg-qa": "question_answers.json"}[source]
-        groups = [[data / "vg" / name]]
-    present = [path for group in groups if all(map(Path.is_file, group)) for path in group]
-    return present, [path for group in groups for path in group if not path.is_file()]
-
-
-# ---------------------------------------------------------------------------------- the corpus
 
 
 @dataclass(frozen=True)
@@ -263,7 +133,7 @@ class Corpus:
                 f"{data} has none of the files to pre-train on ({', '.join(chosen)}), such as "
                 f"{wanted[0]}; docs/data.md says where they come from."
             )
-        folder = _cached(data, chosen, Path(cache) if cache else cache_folder(data))
+        folder = cached(data, chosen, Path(cache) if cache else cache_folder(data))
         return cls(folder, data, photos, part, answers, allow_leakage)
 
     def __init__(
@@ -297,10 +167,7 @@ class Corpus:
         else:
             measured = [i for i, rule in enumerate(RULES) if rule is not None and rule.measured]
             wanted_I = np.isin(rule_I, measured)
-        keys = [
-            next((key for key in candidates if photos is None or key in photos), None)
-            for candidates in images.column("candidates").to_pylist()
-        ]
+        keys = [first_present(c, photos) for c in images.column("candidates").to_pylist()]
         present_I = np.array([key is not None for key in keys], dtype=bool)
         used_I = wanted_I & present_I
         total_I = counts_IS.sum(axis=1)
@@ -317,33 +184,37 @@ class Corpus:
             for i, rule in enumerate(RULES)
             if rule is not None and (rule_I == i).any()
         ]
-        if allow_leakage and part == "train" and self.exclusions:
+        leaky = part == "train" and allow_leakage
+        if leaky and self.exclusions:
             self.notes.append("leakage is allowed: the photos listed as excluded are trained on")
+
+        def pairs_and_images(counts_I: np.ndarray, chosen_I: np.ndarray) -> tuple[int, int]:
+            return int(counts_I[chosen_I].sum()), int((counts_I[chosen_I] > 0).sum())
+
         self.report = []
-        for s, source in enumerate(self._sources):
-            held = about["held"][source]
-            has_I, count_I = counts_IS[:, s] > 0, counts_IS[:, s]
-            lost_I = wanted_I & ~present_I
+        for source, counts_I, questions in zip(
+            self._sources, counts_IS.T, questions_S, strict=True
+        ):
+            pairs, used_images = pairs_and_images(counts_I, used_I)
+            lost, lost_images = pairs_and_images(counts_I, wanted_I & ~present_I)
+            excluded, excluded_images = pairs_and_images(counts_I, ~wanted_I)
             self.report.append(
                 SourceReport(
                     source,
-                    pairs=int(count_I[used_I].sum()),
-                    images=int((has_I & used_I).sum()),
-                    questions=int(questions_S[s]),
-                    without_photo=int(count_I[lost_I].sum()),
-                    images_without_photo=int((has_I & lost_I).sum()),
-                    excluded=int(count_I[~wanted_I].sum()),
-                    images_excluded=int((has_I & ~wanted_I).sum()),
-                    empty=held["empty"],
-                    files=tuple(held["files"]),
-                    absent=tuple(str(path) for path in source_files(data, source)[1]),
+                    pairs=pairs,
+                    images=used_images,
+                    questions=int(questions),
+                    without_photo=lost,
+                    images_without_photo=lost_images,
+                    excluded=excluded,
+                    images_excluded=excluded_images,
+                    empty=about["empty"][source],
+                    files=tuple(path.name for path in source_files(data, source)[0]),
+                    absent=tuple(path.name for path in source_files(data, source)[1]),
                 )
             )
-        leaky = part == "train" and allow_leakage
         state = f"{about['fingerprint']} {part} {leaky}"
         self.fingerprint = hashlib.sha256(state.encode()).hexdigest()
-
-    # -------------------------------------------------------------------------------- reading
 
     def __len__(self) -> int:
         """The number of sentences, which is that of (image, sentence) pairs."""
@@ -395,8 +266,6 @@ class Corpus:
         image = int(np.searchsorted(self.offsets, sentence, side="right")) - 1
         return int(self._rows[image]) + sentence - int(self.offsets[image])
 
-    # ---------------------------------------------------------------------------- on opening
-
     def _choose_classes(
         self, answers: AnswerVocabulary | None, names: list[str], free_rows: np.ndarray
     ) -> None:
@@ -422,191 +291,6 @@ class Corpus:
         ends = known[self._label_offsets]
         asked = (ends[1:] > ends[:-1]) & used_rows
         return np.bincount(self._source[asked], minlength=len(self._sources))
-
-
-# ----------------------------------------------------------------------------------- the cache
-
-
-def cache_folder(data: Path) -> Path:
-    """Where the Arrow files of a data folder go: into it, or, if it is read-only, the user's cache.
-
-    A folder without any write permission is left alone even by root, whom permissions do not stop.
-    """
-    if data.stat().st_mode & 0o222 and os.access(data, os.W_OK):
-        return data / CACHE_FOLDER
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "gridvlp"
-
-
-def _cached(data: Path, sources: list[str], cache: Path) -> Path:
-    """The folder with the Arrow files of these sources, written if it is not there."""
-    files = {source: source_files(data, source)[0] for source in sources}
-    everything = sorted(
-        {path for paths in files.values() for path in paths} | set(guard_files(data))
-    )
-    facts = [(str(path.relative_to(data)), path.stat()) for path in everything]
-    state = [LAYOUT, sources, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts]]
-    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-    folder = cache / f"corpus-{key}"
-    if (folder / "corpus.json").is_file():
-        return folder
-    temporary = cache / f".{folder.name}-{os.getpid()}"
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        _write(temporary, data, files, everything)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / "corpus.json").is_file():  # else another process was faster
-                raise
-    except OSError as error:
-        raise UserError(
-            f"The corpus cannot be written to {cache} ({error.strerror}): choose another cache "
-            "folder or make room."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _write(folder: Path, data: Path, files: dict[str, list[Path]], everything: list[Path]) -> None:
-    ids = ImageIds(data)
-    builder = _Builder(list(files))
-    total = sum(path.stat().st_size for paths in files.values() for path in paths)
-    with track("Reading annotations", max(1, total >> 20), "MB") as tracker:
-        done = 0
-
-        def advance(characters: int) -> None:
-            nonlocal done
-            before, done = done, done + characters
-            tracker.advance((done >> 20) - (before >> 20), builder.note())
-
-        for source, paths in files.items():
-            builder.add(source, _READERS[source](paths, ids, advance))
-        tracker.advance(
-            tracker.total - tracker.done, builder.note()
-        )  # bytes that are not characters
-    if not builder.images:
-        names = ", ".join(str(path) for paths in files.values() for path in paths)
-        raise UserError(f"There is not one sentence in {names}.")
-    guard = Guard(data, ids)
-    for name, batch in builder.batches([guard.rule(key) for key in builder.images]).items():
-        with pa.ipc.new_file(str(folder / f"{name}.arrow"), batch.schema) as writer:
-            writer.write_batch(batch)
-    digests = {}
-    for path in everything:
-        with path.open("rb") as file:
-            digests[str(path.relative_to(data))] = hashlib.file_digest(file, "sha256").hexdigest()
-    state = json.dumps([LAYOUT, list(files), digests])
-    about = {
-        "layout": LAYOUT,
-        "sources": list(files),
-        "fingerprint": hashlib.sha256(state.encode()).hexdigest(),
-        "files": digests,
-        "held": {
-            source: {"files": [path.name for path in paths], "empty": builder.empty[source]}
-            for source, paths in files.items()
-        },
-        "notes": guard.notes,
-    }
-    (folder / "corpus.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-class _Builder:
-    """Gathers pairs of all sources in compact arrays, then sorts them by image."""
-
-    def __init__(self, sources: list[str]) -> None:
-        self.sources = sources
-        self.images: dict[str, int] = {}
-        self.candidates: list[list[str]] = []
-        self.empty = dict.fromkeys(sources, 0)
-        self.answers: dict[str, int] = {}
-        self._text: list[pa.Array] = []
-        self._pending: list[str] = []
-        self._image = array("i")
-        self._source = array("B")
-        self._labels = array("i")  # how many labels each sentence has
-        self._label_answer = array("i")
-        self._label_score = array("f")
-
-    def note(self) -> str:
-        return f"{len(self._image):,} pairs, {len(self.images):,} images"
-
-    def add(self, source: str, pairs: Iterator[Pair]) -> None:
-        number = self.sources.index(source)
-        for keys, sentence, answers in pairs:
-            text = _clean(sentence)
-            if not text:
-                self.empty[source] += 1
-                continue
-            image = self.images.setdefault(
-                keys[-1], len(self.images)
-            )  # COCO's key where it has one
-            if image == len(self.candidates):
-                self.candidates.append([keys[-1]])
-            for key in keys[:-1]:
-                if key not in self.candidates[image]:
-                    self.candidates[image].append(key)
-            self._pending.append(text)
-            if len(self._pending) == _FLUSH:
-                self._flush()
-            self._image.append(image)
-            self._source.append(number)
-            before = len(self._label_answer)
-            for answer, score in answers:
-                if answer:
-                    self._label_answer.append(self.answers.setdefault(answer, len(self.answers)))
-                    self._label_score.append(score)
-            self._labels.append(len(self._label_answer) - before)
-
-    def _flush(self) -> None:
-        self._text.append(pa.array(self._pending, pa.large_string()))
-        self._pending.clear()
-
-    def batches(self, rules: list[int]) -> dict[str, pa.RecordBatch]:
-        self._flush()
-        image = np.frombuffer(self._image, dtype=np.int32)
-        source = np.frombuffer(self._source, dtype=np.uint8)
-        offsets = np.concatenate([[0], np.cumsum(np.frombuffer(self._labels, dtype=np.int32))])
-        labels = pa.StructArray.from_arrays(
-            [
-                pa.array(np.frombuffer(self._label_answer, dtype=np.int32)),
-                pa.array(np.frombuffer(self._label_score, dtype=np.float32)),
-            ],
-            fields=list(_LABEL),
-        )
-        sentences = pa.table(
-            {
-                "sentence": pa.chunked_array(self._text, pa.large_string()),
-                "source": source,
-                "answers": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), labels),
-            }
-        )
-        ordered = sentences.take(np.argsort(image, kind="stable"))
-        counts = np.bincount(
-            image.astype(np.int64) * len(self.sources) + source,
-            minlength=len(self.images) * len(self.sources),
-        ).reshape(-1, len(self.sources))
-        return {
-            "sentences": ordered.combine_chunks().to_batches()[0],
-            "images": pa.record_batch(
-                {
-                    "candidates": pa.array(self.candidates, pa.list_(pa.string())),
-                    "rule": pa.array(rules, pa.uint8()),
-                }
-                | {name: counts[:, number] for number, name in enumerate(self.sources)}
-            ),
-            "answers": pa.record_batch({"answer": pa.array(list(self.answers), pa.string())}),
-        }
-
-
-def _clean(sentence: Any) -> str:
-    """Words with single spaces between them; "" for what is not text."""
-    if not isinstance(sentence, str):
-        return ""
-    text = " ".join(sentence.split())
-    # JSON can hold half a surrogate pair, which UTF-8 cannot.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _mapped(path: Path) -> pa.RecordBatch:

@@ -40,8 +40,10 @@ class ImageIds:
         known: dict[int, int | None] = {}
         for number, entry in enumerate(json_files.elements(self.image_data)):
             image = json_files.integer(entry, "image_id", self.image_data, number)
-            coco = entry.get("coco_id")
-            known[image] = int(coco) if coco is not None else None
+            in_coco = entry.get("coco_id") is not None
+            known[image] = (
+                json_files.integer(entry, "coco_id", self.image_data, number) if in_coco else None
+            )
         return known
 
     @staticmethod

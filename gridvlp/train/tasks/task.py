@@ -366,6 +366,8 @@ class Reader:
     def finish(self) -> Split:
         """The split, with its report complete."""
         self.report.used = len(self.examples)
+        if not self.report.lines:
+            self.report.notes.append("there is no line of this split in its files")
         self.report.missing_photos = list(self._missing)[:SHOWN]
         return Split(self.examples, self.report, self.skipped)
 
