@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gridvlp.train.settings import (
     PreTrainingOptions,
 )
 
+CONFIG = Path("gridvlp.yaml")
 STORE = Path("store.zarr")
 TASKS = tuple(FINE_TUNING)
 PRETRAIN = PreTrainingOptions(features=(STORE,))
@@ -32,7 +33,12 @@ FOLDER = click.Path(path_type=Path)
 
 
 class Command(click.Command):
-    """A command with --config FILE: YAML values take the place of the options' defaults."""
+    """A command whose defaults may come from a YAML file.
+
+    The file has a section for each command, and, where the settings differ by task, one for the
+    command with its task: ``finetune: {...}``, ``finetune nlvr2: {...}``. Without --config,
+    ``gridvlp.yaml`` in the working folder is read if it is there.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,39 +47,57 @@ class Command(click.Command):
             click.Option(
                 ["--config"],
                 type=FOLDER,
-                is_eager=True,
                 expose_value=False,
-                callback=self._read_config,
+                show_default=f"{CONFIG}, if there",
                 help="YAML file of option values; options given on the command line win.",
             )
         )
 
-    def _read_config(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
-        if path is None:
-            return
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"--config {path} cannot be read: {_first_line(error)}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"--config {path} must hold `option: value` lines.")
-        names = {option.name.replace("_", "-"): option for option in self.params if option.name}
-        for key in values:
-            if str(key).replace("_", "-") not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise UserError(f"--config {path}: {self.name} has no option {key!r}.{hint}")
-        context.default_map = {str(k).replace("-", "_"): v for k, v in values.items()}
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the file's values as defaults, then the command line."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        path = Path(given["config"]) if given.get("config") else CONFIG
+        if given.get("config") or path.exists():
+            ctx.default_map = self._read_config(path, given.get("task"))
+        return super().parse_args(ctx, args)
 
-    def invoke(self, context: click.Context) -> Any:
+    def _read_config(self, path: Path, task: str | None) -> dict[str, Any]:
+        try:
+            sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read as YAML: {_first_line(error)}") from error
+        known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
+        options = [option.name.replace("_", "-") for option in self.params if option.name]
+        values: dict[str, Any] = {}
+        if not isinstance(sections, dict):
+            raise UserError(f"{path} must have a section for each command, as in recipes/.")
+        for title in sections:
+            if title not in known:
+                raise UserError(f"{path}: {title!r} is no command.{_near(str(title), known)}")
+        for title in (self.name, f"{self.name} {task}"):
+            section = sections.get(title) or {}
+            if not isinstance(section, dict):
+                raise UserError(f"{path}: section {title!r} must hold `option: value` lines.")
+            for key, value in section.items():
+                if key not in options:
+                    raise UserError(
+                        f"{path}: {self.name} has no option {key!r}.{_near(str(key), options)}"
+                    )
+                values[key.replace("-", "_")] = value
+        click.echo(f"Defaults from {path}.", err=True)
+        return values
+
+    def invoke(self, ctx: click.Context) -> Any:
         """Print the values in force, then run."""
         chosen = []
         for parameter in self.params:
-            name = parameter.name or ""
-            if name in context.params:
-                chosen.append(f"{name.replace('_', '-')}={_shown(context.params[name])}")
+            name, value = parameter.name or "", ctx.params.get(parameter.name or "")
+            if name in ctx.params:
+                default = getattr(parameter, "show_default", None)
+                shown = f"({default})" if value in (None, ()) and default else _shown(value)
+                chosen.append(f"{name.replace('_', '-')}={shown}")
         click.echo(f"{self.name}: {' '.join(chosen)}", err=True)
-        return super().invoke(context)
+        return super().invoke(ctx)
 
 
 class Group(click.Group):
@@ -90,9 +114,10 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest one."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f" Did you mean `gridvlp {near[0]}`?" if near else ""
-            raise UserError(f"There is no command {args[0]!r}.{hint} See `gridvlp --help`.")
+            raise UserError(
+                f"There is no command {args[0]!r}.{_near(args[0], self.commands)}"
+                " See `gridvlp --help`."
+            )
         return super().resolve_command(context, args)
 
 
@@ -244,6 +269,11 @@ TRAINING = (
 @click.option("--heads", default=PRETRAIN.heads, help="Attention heads.")
 @click.option("--dropout", default=PRETRAIN.dropout, help="Dropout everywhere.")
 @click.option(
+    "--initializer-range",
+    default=PRETRAIN.initializer_range,
+    help="Spread of fresh weights; BERT's suits 768, a narrow model wants 1/sqrt(width).",
+)
+@click.option(
     "--allow-leakage",
     is_flag=True,
     help="Train on images of the tasks' validation and test splits, too.",
@@ -370,9 +400,14 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
 
 def _check_task(task: str) -> None:
     if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"There is no task {task!r}: the tasks are {', '.join(TASKS)}.{hint}")
+        raise UserError(
+            f"There is no task {task!r}: the tasks are {', '.join(TASKS)}.{_near(task, TASKS)}"
+        )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _need_stores(paths: tuple[Path, ...]) -> None:

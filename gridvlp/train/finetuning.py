@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from gridvlp.errors import UserError
 from gridvlp.progress import track
 from gridvlp.store import FeatureStore
+from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.grids import read_grids
 from gridvlp.train.model import (
     GridVLPConfig,
@@ -183,15 +184,17 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         UserError: something is missing or does not fit.
     """
     accelerator = make_accelerator(options.training.precision)
-    task = get_task(options.task, answers=options.answers)
+    answers = AnswerVocabulary.from_file(options.answers) if options.answers else None
+    task = get_task(options.task, answers)
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
     model, encoder, origin = _start_model(options, task, store)
-    train: list[Example] = []
-    for split in options.train_splits or task.train_splits:
-        train += _read(task, options.data, split, store, say)
+    train = _read(task, options.data, options.train_splits or task.train_splits, store, say)
     valid_split = options.valid_split or task.valid_split
-    valid = _read(task, options.data, valid_split, store, say)
+    valid = _read(task, options.data, [valid_split], store, say, needed=False)
+    if not any(example.truth is not None for example in valid):
+        say(f"Nothing in {task.name} {valid_split} can be scored: the last epoch will be kept.")
+        valid = []
     run_path = options.run or Path("runs") / f"finetune-{task.name}"
     facts = {
         "examples": len(train),
@@ -200,11 +203,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "encoder": store.encoder,
         "init": str(options.init),
     }
-    run = RunFolder(run_path, options.identity(), facts, accelerator.is_main_process)
     say(origin)
-    if run.finished:
-        say(f"{run_path} is finished already; give another --run to train again.")
-        return run.finished
     batches = TaskBatches(
         train,
         task,
@@ -222,6 +221,8 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         return {"task": (mean * len(batch.targets_BA), len(batch.targets_BA))}
 
     def validate(wrapped: nn.Module) -> dict[str, float]:
+        if not valid:
+            return {}
         logits_NA = predict(
             wrapped,
             valid,
@@ -233,21 +234,30 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
             device=accelerator.device,
             title=valid_split,
         )
-        return {"accuracy": task.score(valid, task.predict(logits_NA))["accuracy"]}
+        return {"accuracy": task.score(valid, chosen_answers(task, logits_NA))["accuracy"]}
 
-    return fit(
-        model,
-        encoder.tokenizer,
-        batches,
-        losses,
-        steps_per_epoch=batches.steps_per_epoch,
-        settings=options.training,
-        run=run,
-        accelerator=accelerator,
-        validate=validate,
-        best="accuracy",
-        title=f"finetune {task.name}",
-    )
+    with RunFolder(run_path, options.identity(), facts, accelerator.is_main_process) as run:
+        if run.finished:
+            say(f"{run_path} is finished already; give another --run to train again.")
+            return run.finished
+        return fit(
+            model,
+            encoder.tokenizer,
+            batches,
+            losses,
+            steps_per_epoch=batches.steps_per_epoch,
+            settings=options.training,
+            run=run,
+            accelerator=accelerator,
+            validate=validate,
+            best="accuracy" if valid else None,
+            title=f"finetune {task.name}",
+        )
+
+
+def chosen_answers(task: Task, logits_NA: np.ndarray) -> list[str]:
+    """The best answer of each example."""
+    return [task.answers[place] for place in logits_NA.argmax(-1)]
 
 
 @dataclass(frozen=True)
@@ -292,19 +302,18 @@ def evaluate(
     Raises:
         UserError: something is missing or does not fit.
     """
-    task = get_task(task_name)
-    model, options = load_finetuned(run, task)
+    model, task, options = load_finetuned(run, task_name)
     store = FeatureStore(features or tuple(Path(p) for p in options["features"]))
     check_encoder(model.config, store, run)
     data = data or Path(options["data"])
-    examples = _read(task, data, split, store, say)
+    examples = _read(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
     accelerator = make_accelerator(precision)
-    model = accelerator.prepare(model.eval())
+    prepared = accelerator.prepare(model.eval())
 
     def answers(withhold: bool) -> list[str]:
         logits_NA = predict(
-            model,
+            prepared,
             examples,
             task,
             store,
@@ -314,7 +323,7 @@ def evaluate(
             device=accelerator.device,
             title=f"{task.name} {split}" + (", image withheld" if withhold else ""),
         )
-        return task.predict(logits_NA)
+        return chosen_answers(task, logits_NA)
 
     predicted = answers(False)
     folder = run / f"evaluate-{split}"
@@ -322,7 +331,7 @@ def evaluate(
     path = folder / f"predictions{task.submission_suffix}"
     task.write_submission(path, [example.id for example in examples], predicted)
     figures, withheld_figures, majority = None, None, None
-    if all(example.truth is not None for example in examples):
+    if any(example.truth is not None for example in examples):
         figures = task.score(examples, predicted)
         withheld_figures = task.score(examples, answers(True)) if withheld else None
         train: list[Example] = []
@@ -351,24 +360,25 @@ def model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def load_finetuned(run: Path, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model of a fine-tuning run and the options that it was trained with.
+def load_finetuned(run: Path, name: str) -> tuple[PreTrainedModel, Task, dict[str, Any]]:
+    """The model of a fine-tuning run, its task with the model's answers, and its options.
 
     Raises:
-        UserError: there is no finished epoch in the run, or it is another task's.
+        UserError: there is no such task, no finished epoch in the run, or it is another task's.
     """
+    get_task(name)
     record = run / "run.json"
     if not (run / "model").is_dir() or not record.exists():
         raise UserError(
-            f"{run} holds no fine-tuned model: make it with `gridvlp finetune {task.name}`"
+            f"{run} holds no fine-tuned model: make it with `gridvlp finetune {name}`"
             " or name another folder with --run."
         )
     options = json.loads(record.read_text())["options"]
-    if options.get("task") != task.name:
-        raise UserError(f"{run} was not fine-tuned on {task.name}, but on {options.get('task')}.")
-    model, _ = load_model(MODELS[task.head], run / "model")
-    task.answers = list(model.config.answers or [])
-    return model, options
+    if options.get("task") != name:
+        raise UserError(f"{run} was not fine-tuned on {name}, but on {options.get('task')}.")
+    kind = MODELS[get_task(name).head]
+    model, _ = load_model(kind, run / "model")
+    return model, get_task(name, model.config.answers), options
 
 
 def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: Path) -> None:
@@ -400,10 +410,9 @@ def _start_model(
         )
     pretrained, _ = load_model(GridVLPForPreTraining, folder)
     check_encoder(pretrained.config, store, options.init)
-    if not task.answers:
-        task.answers = task.build_answers(options.data)
+    answers = task.build_answers(options.data)
     known = list(pretrained.config.answers or [])
-    config = GridVLPConfig.from_dict({**pretrained.config.to_dict(), "answers": list(task.answers)})
+    config = GridVLPConfig.from_dict({**pretrained.config.to_dict(), "answers": list(answers)})
     model = MODELS[task.head](config)
     encoder = Encoder(load_tokenizer(folder))
     if options.fresh:
@@ -411,27 +420,39 @@ def _start_model(
     model.bert.load_state_dict(pretrained.bert.state_dict())
     told = f"Encoder from {folder}; answer head from scratch."
     if task.head == "answer" and pretrained.answering is not None:
-        copied = copy_answer_rows(model.answering, task.answers, pretrained.answering, known)
+        copied = copy_answer_rows(model.answering, list(answers), pretrained.answering, known)
         told = (
-            f"Encoder from {folder}; {copied:,} of {len(task.answers):,} answers start from the "
+            f"Encoder from {folder}; {copied:,} of {len(answers):,} answers start from the "
             "pre-training head, the others from zero."
         )
     return model, encoder, told
 
 
 def _read(
-    task: Task, data: Path, split: str, store: FeatureStore, say: Callable[[str], object]
+    task: Task,
+    data: Path,
+    splits: Sequence[str],
+    store: FeatureStore,
+    say: Callable[[str], object],
+    needed: bool = True,
 ) -> list[Example]:
-    read = task.read(data, split, store)
-    for line in read.report.lines():
-        say(line)
-    if not read.examples:
-        folders = ", ".join(map(str, task.photo_folders(data)))
+    examples: list[Example] = []
+    without_photo = 0
+    for split in splits:
+        read = task.read(data, split, store)
+        for line in read.report.lines_of_text():
+            say(line)
+        examples += read.examples
+        without_photo += read.report.without_photo
+    if needed and not examples:
+        if not without_photo:
+            raise UserError(f"{task.name} {', '.join(splits)} has no line to use in {data}.")
+        folders = {str(folder): None for s in splits for folder in task.photo_folders(data, s)}
         raise UserError(
-            f"No example of {task.name} {split} has its photo in the store: "
-            f"`gridvlp extract --images {folders}` adds them."
+            f"No line of {task.name} {', '.join(splits)} has its photo in the store: "
+            f"`gridvlp extract --images FOLDER` adds them, from {', '.join(folders)}."
         )
-    return read.examples
+    return examples
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

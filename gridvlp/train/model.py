@@ -32,6 +32,8 @@ from gridvlp.store import FeatureStore
 
 TEXT_MODALITY, IMAGE_MODALITY = 0, 1
 
+transformers_logging.disable_progress_bar()  # these models load and save in a moment
+
 
 @strict
 class GridVLPConfig(BertConfig):
@@ -259,7 +261,7 @@ def load_model(
         UserError: the folder holds no model, or a key is missing, unexpected or misshaped.
     """
     quiet = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # what did not fit is said below, in one sentence
     try:
         config = GridVLPConfig.from_pretrained(folder)
         for name, value in changes.items():

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
+from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.corpora import Corpus
 from gridvlp.train.grids import read_grids
 from gridvlp.train.model import (
@@ -187,7 +188,9 @@ class PreTrainingBatches:
             self.image_of_N[draws["other_B"]] != images_B
         )
         spoken_B = np.where(mismatched_B, draws["other_B"], sentences_B)
-        ids_BL, text_mask_BL, truncated = self.encoder.encode(self.corpus.sentences(spoken_B))
+        ids_BL, text_mask_BL, truncated = self.encoder.encode(
+            [self.corpus.sentence(int(sentence)) for sentence in spoken_B]
+        )
         masked_BL, words_M = self._mask(ids_BL, text_mask_BL, draws)
 
         answer_B = np.full(len(sentences_B), NO_ANSWER, dtype=np.int64)
@@ -289,17 +292,20 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
     accelerator = make_accelerator(options.training.precision)
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
+    answers = AnswerVocabulary.from_file(options.answers) if options.answers else None
     corpus, held_out = (
         Corpus.build(
             options.data,
             store,
             part=part,
             sources=options.sources,
-            answers=options.answers,
+            answers=answers,
             allow_leakage=options.allow_leakage,
         )
         for part in ("train", "held-out")
     )
+    for line in describe(corpus, held_out):
+        say(line)
     if not len(corpus):
         raise UserError(
             f"No sentence in {options.data} speaks of an image in "
@@ -313,14 +319,9 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "sentences": len(corpus),
         "images": corpus.images,
     }
-    run = RunFolder(options.run, options.identity(), facts, accelerator.is_main_process)
     model, encoder, origin = _make_model(options, store, corpus)
     for line in origin:
         say(line)
-    if run.finished:
-        say(f"{options.run} is finished already; give another --run to train again.")
-        return run.finished
-
     common = {
         "batch_size": options.training.batch_size,
         "grids": options.grids,
@@ -339,26 +340,52 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
     checks = (
         PreTrainingBatches(held_out, store, encoder, **common, seed=0) if len(held_out) else None
     )
-    figures = fit(
-        model,
-        encoder.tokenizer,
-        batches,
-        losses,
-        steps_per_epoch=batches.steps_per_epoch,
-        settings=options.training,
-        run=run,
-        accelerator=accelerator,
-        validate=lambda m: held_out_accuracy(m, checks, accelerator.device) if checks else {},
-        title="pretrain",
-    )
-    return figures
+    with RunFolder(options.run, options.identity(), facts, accelerator.is_main_process) as run:
+        if run.finished:
+            say(f"{options.run} is finished already; give another --run to train again.")
+            return run.finished
+        return fit(
+            model,
+            encoder.tokenizer,
+            batches,
+            losses,
+            steps_per_epoch=batches.steps_per_epoch,
+            settings=options.training,
+            run=run,
+            accelerator=accelerator,
+            validate=lambda m: held_out_accuracy(m, checks, accelerator.device) if checks else {},
+            title="pretrain",
+        )
+
+
+def describe(corpus: Corpus, held_out: Corpus) -> list[str]:
+    """The table of pairs and images per source, and what was left out, as lines."""
+    columns = ("source", "pairs", "images", "questions", "no map", "guarded", "empty", "held out")
+    held = {row.source: row.pairs for row in held_out.report}
+    rows = [
+        (
+            row.source + (" (no files)" if not row.files else ""),
+            *(row.pairs, row.images, row.questions, row.without_photo, row.excluded, row.empty),
+            held.get(row.source, 0),
+        )
+        for row in corpus.report
+    ]
+    rows.append(("all", len(corpus), corpus.images, *["" for _ in range(4)], len(held_out)))
+    lines = [f"{columns[0]:24}" + "".join(f"{name:>11}" for name in columns[1:])]
+    for name, *values in rows:
+        lines.append(f"{name:24}" + "".join(f"{v:>11,}" if v != "" else " " * 11 for v in values))
+    for exclusion in corpus.exclusions:
+        lines.append(
+            f"Leakage guard: {exclusion.images:,} images, {exclusion.pairs:,} pairs: {exclusion.rule}"
+        )
+    return lines + list(corpus.notes)
 
 
 def _make_model(
     options: PreTrainingOptions, store: FeatureStore, corpus: Corpus
 ) -> tuple[GridVLPForPreTraining, Encoder, list[str]]:
     told = []
-    answers = list(corpus.answers.names)
+    answers = list(corpus.answers.names) if corpus.answers else None
     if options.init is not None:
         tokenizer = load_tokenizer(options.vocabulary or options.init)
         bert, fresh = load_model(
@@ -381,7 +408,9 @@ def _make_model(
             tokenizer = load_tokenizer(options.vocabulary or standard)
             told.append(f"Vocabulary: {options.vocabulary or standard}, {len(tokenizer):,} pieces.")
         else:
-            tokenizer = train_tokenizer(corpus.sentences(range(len(corpus))))
+            tokenizer = train_tokenizer(
+                [corpus.sentence(sentence) for sentence in range(len(corpus))]
+            )
             told.append(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces.")
         config = GridVLPConfig(
             vocab_size=len(tokenizer),
@@ -391,6 +420,7 @@ def _make_model(
             intermediate_size=4 * options.hidden_size,
             hidden_dropout_prob=options.dropout,
             attention_probs_dropout_prob=options.dropout,
+            initializer_range=options.initializer_range,
             grid_channels=store.channels,
             grid_encoder=encoder_identity(store),
             answers=answers,
@@ -398,5 +428,7 @@ def _make_model(
         model = GridVLPForPreTraining(config)
         told.append("Encoder from scratch.")
     parameters = sum(parameter.numel() for parameter in model.bert.parameters())
-    told.append(f"Fusion model: {parameters / 1e6:.1f}M parameters, {len(answers):,} answers.")
+    told.append(
+        f"Fusion model: {parameters / 1e6:.1f}M parameters, {len(answers or []):,} answers."
+    )
     return model, Encoder(tokenizer), told

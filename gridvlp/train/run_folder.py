@@ -30,7 +30,7 @@ VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "zarr
 
 
 class RunFolder:
-    """One training run on disk; made new or taken up again.
+    """One training run on disk, made new or taken up again; used in a ``with`` block.
 
     Args:
         path: the folder.
@@ -55,15 +55,29 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise UserError(
                 f"Another process is training in {path}: wait for it or stop it."
             ) from error
         self._recover()
         record = path / "run.json"
         if record.exists():
-            self._check_options(json.loads(record.read_text()), options)
+            try:
+                self._check_options(json.loads(record.read_text()), options)
+            except UserError:
+                self._lock.close()
+                raise
         else:
             write_json(record, {"options": options, "facts": facts, "environment": environment()})
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._curves is not None:
+            self._curves.close()
+        if self.writer:
+            self._lock.close()
 
     def _check_options(self, record: dict[str, Any], options: dict[str, Any]) -> None:
         before = record["options"]

@@ -76,6 +76,7 @@ class PreTrainingOptions:
     layers: int = 12
     heads: int = 12
     dropout: float = 0.1
+    initializer_range: float = 0.02  # BERT's, for its width; a narrow model wants 1/sqrt(width)
     allow_leakage: bool = False
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from gridvlp.errors import UserError
 
 MAX_TOKENS = 20  # paper 4.2: the sentence's length, [CLS] and [SEP] included as in LXMERT
 BERT_VOCABULARY_SIZE = 30522
+MAX_ALPHABET = 1000  # as in BERT's WordPiece learner
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def load_tokenizer(source: str | Path) -> BertTokenizer:
@@ -25,29 +28,37 @@ def load_tokenizer(source: str | Path) -> BertTokenizer:
     try:
         if path.is_file():
             words = path.read_text(encoding="utf-8").splitlines()
-            tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-        else:
-            tokenizer = BertTokenizer.from_pretrained(str(source))
+            lacking = [token for token in SPECIAL_TOKENS if token not in words]
+            if lacking:
+                raise UserError(
+                    f"The vocabulary {source} lacks {', '.join(lacking)} of BERT's kind."
+                )
+            return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+        if path.is_dir() and not any((path / n).exists() for n in ("vocab.txt", "tokenizer.json")):
+            raise FileNotFoundError(path)
+        return BertTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{source} holds no BERT vocabulary (vocab.txt or tokenizer.json)."
+            f"{source} holds no BERT vocabulary (vocab.txt, tokenizer.json)."
         ) from error
-    known = tokenizer.get_vocab()
-    lacking = [
-        token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in known
-    ]
-    if lacking:
-        raise UserError(
-            f"The vocabulary {source} lacks {', '.join(lacking)}: it is not BERT's kind."
-        )
-    return tokenizer
 
 
-def train_tokenizer(sentences: Iterable[str], size: int = BERT_VOCABULARY_SIZE) -> BertTokenizer:
+def train_tokenizer(sentences: Sequence[str], size: int = BERT_VOCABULARY_SIZE) -> BertTokenizer:
     """Learn an uncased WordPiece vocabulary of at most ``size`` pieces from sentences."""
     learner = BertWordPieceTokenizer(lowercase=True)
+    characters: Counter[str] = Counter()
+    for sentence in sentences:
+        characters.update(learner.normalizer.normalize_str(sentence))
+    alphabet = sorted(c for c, _ in characters.most_common(MAX_ALPHABET) if not c.isspace())
+    # The learner numbers pieces in the order of a randomly seeded hash table, and breaks ties by
+    # number; naming the alphabet in order beforehand makes its result the same every time.
     learner.train_from_iterator(
-        sentences, vocab_size=size, min_frequency=2, show_progress=False, limit_alphabet=1000
+        sentences,
+        vocab_size=size,
+        min_frequency=2,
+        show_progress=False,
+        limit_alphabet=MAX_ALPHABET,
+        special_tokens=[*SPECIAL_TOKENS, *alphabet, *(f"##{c}" for c in alphabet)],
     )
     return BertTokenizer(vocab=learner.get_vocab())
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertTokenizer
@@ -59,6 +60,7 @@ def make_accelerator(precision: str) -> Accelerator:
         else:
             fast = bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined]
         precision = "bfloat16" if fast else "float32"
+    AcceleratorState._reset_state()  # a second run in one process may choose another precision
     return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
 
 

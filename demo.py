@@ -1,0 +1,153 @@
+"""From photos to answers in one command, on the sample world, on two CPU cores.
+
+    make demo
+
+Runs the commands of the README in runs/demo, each printed as it is typed, and ends with a table
+(runs/demo/results.json) and a picture (runs/demo/answer.png). What is up to date is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent
+FOLDER = ROOT / "runs" / "demo"
+TASKS = {"vqa": "test", "gqa": "testdev", "nlvr2": "test1"}
+STEPS = {
+    "sample-data": "sample-data .",
+    "train-extractor": "train-extractor --visual-genome data/vg",
+    "extract": "extract --images coco/ --images gqa/images --images nlvr2/images",
+    "pretrain": "pretrain --features store.zarr",
+    **{f"finetune {task}": f"finetune {task}" for task in TASKS},
+    **{f"evaluate {task}": f"evaluate {task} --split {s} --withheld" for task, s in TASKS.items()},
+}
+
+
+def main() -> None:
+    """Run what is not done yet, then show the outcome."""
+    started = fresh_folder()
+    done = json.loads(started.read_text())
+    for name, arguments in STEPS.items():
+        if name in done["seconds"]:
+            print(f"$ gridvlp {arguments}    (done)")
+            continue
+        print(f"\n$ gridvlp {arguments}", flush=True)
+        start = time.monotonic()
+        command = [sys.executable, "-W", "ignore", "-m", "gridvlp.cli", *arguments.split()]
+        code = subprocess.run(command, cwd=FOLDER, check=False).returncode
+        if code:
+            sys.exit(code)
+        done["seconds"][name] = round(time.monotonic() - start, 1)
+        started.write_text(json.dumps(done, indent=2))
+    results = collect(done["seconds"])
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    draw_answer(FOLDER / "answer.png")
+    show(results, done["seconds"])
+
+
+def fresh_folder() -> Path:
+    """The folder of the demo; emptied when it was made by other code or settings."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        [Path(__file__), *(ROOT / "gridvlp").rglob("*.py"), *(ROOT / "gridvlp").rglob("*.yaml")]
+    ):
+        digest.update(path.read_bytes())
+    started = FOLDER / "demo.json"
+    if started.exists() and json.loads(started.read_text())["code"] != digest.hexdigest():
+        print(f"{FOLDER.relative_to(ROOT)} was made by other code: starting over.")
+        shutil.rmtree(FOLDER)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if not started.exists():
+        started.write_text(json.dumps({"code": digest.hexdigest(), "seconds": {}}))
+    return started
+
+
+def collect(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Accuracies in percent; seconds are those of fine-tuning and evaluating the task."""
+    results = {}
+    for task, split in TASKS.items():
+        metrics = json.loads(
+            (FOLDER / f"runs/finetune-{task}/evaluate-{split}/metrics.json").read_text()
+        )
+        results[task] = {
+            "accuracy": round(metrics["figures"]["accuracy"], 2),
+            "withheld": round(metrics["withheld"]["accuracy"], 2),
+            "majority": round(metrics["majority"], 2),
+            "seconds": round(seconds[f"finetune {task}"] + seconds[f"evaluate {task}"], 1),
+        }
+    return results
+
+
+def draw_answer(path: Path) -> None:
+    """A test photo, its question, the answer, and where the model looked."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import numpy as np
+    from matplotlib import pyplot
+    from PIL import Image
+
+    from gridvlp.store import FeatureStore
+    from gridvlp.train.finetuning import load_finetuned, model_folder
+    from gridvlp.train.relevance import explain
+    from gridvlp.train.tokenization import Encoder, load_tokenizer
+
+    run = FOLDER / "runs" / "finetune-vqa"
+    model, task, _ = load_finetuned(run, "vqa")
+    store = FeatureStore(FOLDER / "store.zarr")
+    encoder = Encoder(load_tokenizer(model_folder(run)))
+    examples = task.read(FOLDER / "data", "test", store).examples
+    example = next(e for e in examples if e.sentence.lower().startswith("what colo"))
+    found = explain(model, example, task, store, encoder)
+    photo = Image.open(next((FOLDER / "data" / "coco").rglob(f"*{example.images[0]}.jpg"))).convert(
+        "RGB"
+    )
+    heat = Image.fromarray(np.uint8(255 * found.relevance_HW[0])).resize(
+        photo.size, Image.Resampling.BICUBIC
+    )
+
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3.6), width_ratios=(4, 4, 3))
+    left.imshow(photo)
+    left.set_title(example.sentence)
+    middle.imshow(photo)
+    middle.imshow(np.asarray(heat) / 255.0, cmap="inferno", alpha=0.6)
+    middle.set_title("where the model looked")
+    names, chances = zip(*reversed(found.answers), strict=True)
+    right.barh(names, [100 * chance for chance in chances])
+    right.set_title(f"answer: {found.answers[0][0]}")
+    right.set_xlabel("percent")
+    for axes in (left, middle):
+        axes.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> None:
+    """Print the table and where things are."""
+    table = Table(title="Sample world (generated), test splits, percent")
+    for column in ("task", "accuracy", "image withheld", "majority of type", "seconds"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, row in results.items():
+        table.add_row(
+            f"{task} {TASKS[task]}",
+            *(f"{row[name]:.1f}" for name in ("accuracy", "withheld", "majority")),
+            f"{row['seconds']:.0f}",
+        )
+    Console().print(table)
+    steps = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    print(f"Seconds: {steps}; in all {sum(seconds.values()):.0f}.")
+    print(f"Results: {(FOLDER / 'results.json').relative_to(ROOT)}")
+    print(f"Picture: {(FOLDER / 'answer.png').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

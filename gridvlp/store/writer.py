@@ -1,0 +1,249 @@
+"""Writes a store shard by shard, each whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from gridvlp.store.layout import (
+    CHUNK_GRIDS,
+    DTYPES,
+    FORMAT_VERSION,
+    ORDER_SEED,
+    SHARD_BYTES,
+    SHARD_CHUNKS,
+    DuplicateKey,
+    StoreError,
+    canonical_key,
+    grid_order,
+    read_attributes,
+    rows_taken,
+)
+
+ZSTD_LEVEL = 1
+
+
+class StoreWriter:
+    """Adds maps to a store; made by ``create`` or ``open``, used in a ``with`` block.
+
+    Maps wait in memory until a shard is full (about 64 MiB) or the block ends; a shard appears
+    whole. After a kill, ``open`` goes on behind the last whole shard.
+    """
+
+    def __init__(self, path: Path, lock: Any) -> None:
+        self.path, self._lock = path, lock
+        self._group = zarr.open_group(path, mode="r+", zarr_format=3)
+        about = read_attributes(dict(self._group.attrs), path)
+        self.channels: int = about["channels"]
+        self.max_grids: int = about["max_grids"]
+        self.encoder: dict[str, Any] = about["encoder"]
+        self._grids = self._group["grids"]
+        self._dtype = np.dtype(self._grids.dtype)
+        self._shard_rows: int = self._grids.shards[0]
+        self._maps: list[np.ndarray] = []
+        self._records: list[dict[str, Any]] = []
+        self._used = 0
+        written = sorted((path / "index").glob("*.json"))
+        self._shard = len(written)
+        self._known = {
+            canonical_key(record["key"])
+            for file in written
+            for record in json.loads(file.read_text(encoding="utf-8"))
+        }
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        channels: int = 2048,
+        max_grids: int = 608,
+        dtype: str = "float16",
+        encoder: dict[str, Any] | None = None,
+    ) -> StoreWriter:
+        """Begin a store.
+
+        Args:
+            path: a folder that does not exist yet.
+            channels: C of every map.
+            max_grids: the most grids H x W that a map may have (608 under 600/1000, stride 32).
+            dtype: float16 or float32.
+            encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
+
+        Raises:
+            StoreError: the path exists, or an argument is out of range.
+        """
+        path = Path(path)
+        if path.exists():
+            raise StoreError(f"{path} exists already: open it to add to it, or name another.")
+        if channels <= 0 or max_grids <= 0:
+            raise StoreError("A store needs channels and max_grids above 0.")
+        if dtype not in DTYPES:
+            raise StoreError(f"A store holds {' or '.join(DTYPES)}, not {dtype}.")
+        row_bytes = channels * np.dtype(dtype).itemsize
+        shard_rows = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
+        shard_rows = rows_taken(max(shard_rows, max_grids))
+        begun = path.with_name(f".{path.name}.{os.getpid()}.new")
+        shutil.rmtree(begun, ignore_errors=True)
+        group = zarr.open_group(begun, mode="w", zarr_format=3)
+        group.attrs["gridvlp"] = {
+            "format_version": FORMAT_VERSION,
+            "channels": channels,
+            "max_grids": max_grids,
+            "chunk_grids": CHUNK_GRIDS,
+            "order_seed": ORDER_SEED,
+            "encoder": encoder or {},
+        }
+        group.create_array(
+            "grids",
+            shape=(0, channels),
+            shards=(shard_rows, channels),
+            chunks=(CHUNK_GRIDS, channels),
+            dtype=dtype,
+            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        )
+        (begun / "index").mkdir()
+        os.rename(begun, path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> StoreWriter:
+        """Go on with a store.
+
+        Raises:
+            StoreError: there is none, it is of another version, or another process writes to it.
+        """
+        path = Path(path)
+        if not (path / "zarr.json").is_file():
+            raise StoreError(f"There is no feature store at {path}.")
+        lock = (path / ".writer.lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise StoreError(
+                f"{path} is being written by another process ({lock.read().strip()}): wait for it, "
+                "or stop it."
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        return cls(path, lock)
+
+    def __contains__(self, key: str) -> bool:
+        return canonical_key(key) in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, key: str, grid_map: np.ndarray, **facts: Any) -> None:
+        """Add one map.
+
+        Args:
+            key: the photo file's stem.
+            grid_map: (C, H, W), floating point.
+            facts: JSON values to keep with it (source, original_size, ...).
+
+        Raises:
+            DuplicateKey: the store has a map of that photo.
+            StoreError: wrong shape, not a finite number, or the disk is full.
+        """
+        if not key:
+            raise StoreError("A map needs a key that is not empty.")
+        if key in self:
+            raise DuplicateKey(f"{self.path} has a map of {key} already.")
+        if grid_map.ndim != 3 or grid_map.shape[0] != self.channels or 0 in grid_map.shape:
+            raise StoreError(
+                f"The map of {key} has shape {grid_map.shape}; ({self.channels}, H, W) is needed."
+            )
+        _, height, width = grid_map.shape
+        if height * width > self.max_grids:
+            raise StoreError(
+                f"The map of {key} has {height * width} grids; the store takes {self.max_grids}."
+            )
+        stored_GC = grid_map.reshape(self.channels, -1).T[grid_order(height * width)]
+        with np.errstate(over="ignore"):
+            stored_GC = np.ascontiguousarray(stored_GC, dtype=self._dtype)
+        if not np.isfinite(stored_GC).all():
+            raise StoreError(f"The map of {key} has values that are no finite {self._dtype}.")
+        if self._used + rows_taken(height * width) > self._shard_rows:
+            self.flush()
+        self._records.append(
+            {
+                "key": key,
+                "start": self._shard * self._shard_rows + self._used,
+                "height": height,
+                "width": width,
+                **({"facts": facts} if facts else {}),
+            }
+        )
+        self._maps.append(stored_GC)
+        self._known.add(canonical_key(key))
+        self._used += rows_taken(height * width)
+
+    def flush(self) -> None:
+        """Write what waits as one shard, which then is closed.
+
+        Raises:
+            StoreError: the shard cannot be written; the store stays as it was.
+        """
+        if not self._maps:
+            return
+        rows = np.zeros((self._shard_rows, self.channels), dtype=self._dtype)
+        first = self._shard * self._shard_rows
+        for record, stored_GC in zip(self._records, self._maps, strict=True):
+            rows[record["start"] - first :][: len(stored_GC)] = stored_GC
+        try:
+            self._grids.resize((first + self._shard_rows, self.channels))
+            self._grids[first : first + self._shard_rows] = rows  # LocalStore renames into place
+            _write_whole(
+                self.path / "index" / f"{self._shard:06}.json",
+                json.dumps(self._records, ensure_ascii=False),
+            )
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written ({error.strerror or error}); it holds "
+                f"{len(self._known) - len(self._maps)} whole maps and can be gone on with."
+            ) from error
+        self._maps, self._records, self._used = [], [], 0
+        self._shard += 1
+
+    def close(self) -> None:
+        """Let others write; what was not flushed is dropped."""
+        with contextlib.suppress(OSError):
+            self._lock.close()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                self.flush()
+        finally:
+            self.close()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,54 @@
+"""Where the model looked: how much each grid spoke for the answer that was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from gridvlp.store import FeatureStore
+from gridvlp.train.finetuning import make_batch
+from gridvlp.train.tasks.task import Example, Task
+from gridvlp.train.tokenization import Encoder
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer with its runners-up and, per image, the relevance of its grids."""
+
+    answers: list[tuple[str, float]]  # best first, with probabilities
+    relevance_HW: list[np.ndarray]  # float32, one per image, from 0 to 1
+
+
+def explain(
+    model: nn.Module,
+    example: Example,
+    task: Task,
+    store: FeatureStore,
+    encoder: Encoder,
+    top: int = 5,
+) -> Explanation:
+    """Answer one example and attribute the best answer to the grids (gradient x input).
+
+    Gradient x input (Shrikumar et al., 2017) on the grid features, its positive part summed over
+    channels: a grid counts by how much it raises the logit of the answer over the mean logit.
+    """
+    batch = make_batch([example], task, store, encoder)
+    grids_IGC = batch.inputs["grids_IGC"]
+    assert grids_IGC is not None
+    grids_IGC = grids_IGC.float().requires_grad_()
+    model.eval()
+    logits_A = model({**batch.inputs, "grids_IGC": grids_IGC})[0].float()
+    best = logits_A.argmax()
+    (gradient_IGC,) = torch.autograd.grad(logits_A[best] - logits_A.mean(), grids_IGC)
+    score_IG = (gradient_IGC * grids_IGC).sum(-1).clamp(min=0).detach().numpy()
+    maps = []
+    for key in example.images:
+        _, height, width = store.shape(key)
+        score_HW = score_IG[batch.keys.index(key), : height * width].reshape(height, width)
+        maps.append(score_HW / max(float(score_HW.max()), 1e-9))
+    chances, places = logits_A.softmax(-1).topk(min(top, len(logits_A)))
+    ranked = [(task.answers[int(p)], float(c)) for c, p in zip(chances, places, strict=True)]
+    return Explanation(ranked, maps)

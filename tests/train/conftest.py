@@ -1,0 +1,156 @@
+"""A world small enough to be read here: squares that are red or blue, in the official formats."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gridvlp.store import StoreWriter
+from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSettings
+
+CHANNELS = 8
+COLOURS = ("red", "blue")
+
+
+def colour_of(image: int) -> str:
+    return COLOURS[image % 2]
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_data(data: Path) -> None:
+    """48 COCO photos (train 1-32, val 33-48) with captions and VQA, and NLVR2 pairs of 24 more."""
+    for split, images in (("train", range(1, 33)), ("val", range(33, 49))):
+        captions = [
+            {"id": 10 * i + n, "image_id": i, "caption": text.format(colour_of(i))}
+            for i in images
+            for n, text in enumerate(("A {} square.", "there is a {} square", "one {} thing here"))
+        ]
+        photos = [{"id": i, "file_name": f"{i:012}.jpg"} for i in images]
+        write(
+            data / f"coco/annotations/captions_{split}2017.json",
+            {"images": photos, "annotations": captions},
+        )
+        questions, annotations = [], []
+        for i in images:
+            for n, (asked, answer) in enumerate(
+                (
+                    ("What color is the square?", colour_of(i)),
+                    ("Is the square red?", "yes" if colour_of(i) == "red" else "no"),
+                )
+            ):
+                named = {"question_id": 10 * i + n, "image_id": i}
+                questions.append({**named, "question": asked})
+                annotations.append(
+                    {
+                        **named,
+                        "question_type": asked.split()[0].lower(),
+                        "answer_type": "yes/no" if n else "other",
+                        "multiple_choice_answer": answer,
+                        "answers": [
+                            {"answer": answer, "answer_confidence": "yes", "answer_id": k}
+                            for k in range(1, 11)
+                        ],
+                    }
+                )
+        write(
+            data / f"vqa/v2_OpenEnded_mscoco_{split}2014_questions.json", {"questions": questions}
+        )
+        write(data / f"vqa/v2_mscoco_{split}2014_annotations.json", {"annotations": annotations})
+    for split, pairs in (("train", range(16)), ("dev", range(16, 24))):
+        lines = []
+        for i in pairs:
+            left, right = i % 2, (i // 2) % 2
+            for n, (text, true) in enumerate(
+                (
+                    ("The left square is red.", left == 0),
+                    ("Both squares are blue.", left + right == 2),
+                )
+            ):
+                lines.append(
+                    json.dumps(
+                        {
+                            "identifier": f"{split}-{i}-0-{n}",
+                            "sentence": text,
+                            "label": str(true),
+                            "directory": 1,
+                        }
+                    )
+                )
+        path = data / f"nlvr2/{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+
+
+def grid_map(colour: int, rng: np.random.Generator) -> np.ndarray:
+    height, width = rng.integers(2, 5, size=2)
+    map_CHW = rng.random((CHANNELS, height, width)).astype(np.float32) * 0.2
+    map_CHW[colour] += 1.0
+    return map_CHW
+
+
+def write_store(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with StoreWriter.create(
+        path,
+        channels=CHANNELS,
+        max_grids=16,
+        dtype="float16",
+        encoder={"name": "squares", "weights_sha256": "0" * 64},
+    ) as writer:
+        for image in range(1, 49):
+            writer.add(f"{image:012}", grid_map(image % 2, rng))
+        for split, pairs in (("train", range(16)), ("dev", range(16, 24))):
+            for i in pairs:
+                writer.add(f"{split}-{i}-0-img0", grid_map(i % 2, rng))
+                writer.add(f"{split}-{i}-0-img1", grid_map((i // 2) % 2, rng))
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """A working folder with data/ and store.zarr; runs go elsewhere."""
+    folder = tmp_path_factory.mktemp("squares")
+    write_data(folder / "data")
+    write_store(folder / "store.zarr")
+    return folder
+
+
+@pytest.fixture
+def options(squares, tmp_path):
+    """Pre-training of a tiny model that takes a second or two."""
+    return PreTrainingOptions(
+        features=(squares / "store.zarr",),
+        data=squares / "data",
+        run=tmp_path / "pretrain",
+        grids=4,
+        sentences_per_read=2,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        dropout=0.1,
+        initializer_range=0.1,
+        training=TrainingSettings(
+            learning_rate=2e-3,
+            epochs=3,
+            batch_size=16,
+            warmup=0.1,
+            precision="float32",
+            save_steps=4,
+        ),
+    )
+
+
+@pytest.fixture
+def task_training():
+    """Fine-tuning of the tiny model."""
+
+    def make(task: str, **changes):
+        changes = {"learning_rate": 2e-3, "epochs": 2, "batch_size": 8, **changes}
+        return replace(FINE_TUNING[task], precision="float32", save_steps=3, **changes)
+
+    return make

@@ -1,0 +1,184 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gridvlp.errors import UserError
+from gridvlp.store import FeatureStore, StoreWriter
+from gridvlp.train.finetuning import evaluate, finetune, load_finetuned
+from gridvlp.train.pretraining import pretrain
+from gridvlp.train.relevance import explain
+from gridvlp.train.settings import FineTuningOptions
+from gridvlp.train.tokenization import Encoder, load_tokenizer
+from tests.train.conftest import CHANNELS, grid_map
+
+
+def silent(_line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def pretrained(squares, tmp_path_factory):
+    from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
+
+    run = tmp_path_factory.mktemp("pretrained")
+    training = TrainingSettings(2e-3, 12, 16, 0.1, precision="float32")
+    pretrain(
+        PreTrainingOptions(
+            features=(squares / "store.zarr",),
+            data=squares / "data",
+            run=run,
+            grids=4,
+            hidden_size=32,
+            layers=2,
+            heads=2,
+            dropout=0.0,
+            initializer_range=0.1,
+            training=training,
+        ),
+        silent,
+    )
+    return run
+
+
+@pytest.fixture
+def make(squares, pretrained, task_training, tmp_path):
+    def options(task, **changes):
+        training = changes.pop("training", {})
+        return FineTuningOptions(
+            task,
+            (squares / "store.zarr",),
+            task_training(task, **training),
+            data=squares / "data",
+            init=pretrained,
+            run=tmp_path / task,
+            **changes,
+        )
+
+    return options
+
+
+def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
+    told = []
+    options = make("vqa", training={"epochs": 8})
+    figures = finetune(options, told.append)
+    assert figures["accuracy"] == 100
+    assert any("4 of 4 answers start from the pre-training head" in line for line in told)
+    outcome = evaluate("vqa", "val", run=options.run, withheld=True, say=silent)
+    assert outcome.figures["accuracy"] == 100
+    assert outcome.withheld["accuracy"] <= 60
+    assert outcome.majority == 50
+    answers = json.loads(outcome.predictions.read_text())
+    assert {type(a["question_id"]) for a in answers} == {int}
+    recorded = json.loads((options.run / "evaluate-val" / "metrics.json").read_text())
+    assert recorded["figures"]["accuracy"] == 100
+    assert recorded["majority"] == 50
+
+
+def test_nlvr2_pairs_are_told_apart(make):
+    options = make("nlvr2", training={"epochs": 30})
+    assert finetune(options, silent)["accuracy"] >= 90
+    outcome = evaluate("nlvr2", "dev", run=options.run, say=silent)
+    assert outcome.withheld is None
+    assert outcome.predictions.suffix == ".csv"
+    assert len(outcome.predictions.read_text().splitlines()) == outcome.examples == 16
+
+
+def test_batch_size_does_not_change_the_answers(make):
+    options = make("vqa")
+    finetune(options, silent)
+    files = [
+        evaluate(
+            "vqa", "val", run=options.run, batch_size=size, precision="float32", say=silent
+        ).predictions.read_text()
+        for size in (1, 7, 64)
+    ]
+    assert files[0] == files[1] == files[2]
+
+
+def test_the_best_epoch_is_kept_and_a_finished_run_is_left_alone(make):
+    options = make("vqa", training={"epochs": 3})
+    figures = finetune(options, silent)
+    told = []
+    assert finetune(options, told.append)["step"] == figures["step"]
+    assert any("finished already" in line for line in told)
+
+
+def test_fresh_weights_are_other_weights(make):
+    one, other = make("vqa"), make("vqa", fresh=True)
+    told = []
+    finetune(replace(other, run=one.run.with_name("fresh")), told.append)
+    assert any("from scratch" in line for line in told)
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(make, squares, tmp_path):
+    with pytest.raises(UserError, match="gridvlp pretrain"):
+        finetune(replace(make("vqa"), init=tmp_path / "nothing"), silent)
+    with pytest.raises(UserError, match="gridvlp finetune gqa"):
+        evaluate("gqa", "testdev", run=tmp_path / "nothing", say=silent)
+    with pytest.raises(UserError, match=r"gqa/.*_balanced_questions.json"):
+        finetune(make("gqa", train_splits=("testdev",)), silent)
+    with pytest.raises(UserError, match="Did you mean nlvr2"):
+        finetune(replace(make("vqa"), task="nlvr"), silent)
+
+
+def test_maps_of_another_encoder_are_refused(make, squares, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, channels, encoder in (
+        ("weights", CHANNELS, {"name": "squares", "weights_sha256": "1" * 64}),
+        ("channels", 2 * CHANNELS, {"name": "squares", "weights_sha256": "0" * 64}),
+    ):
+        with StoreWriter.create(
+            tmp_path / name, channels=channels, max_grids=16, dtype="float16", encoder=encoder
+        ) as writer:
+            map_CHW = grid_map(0, rng)
+            writer.add("000000000001", np.tile(map_CHW, (channels // CHANNELS, 1, 1)))
+    options = make("vqa")
+    with pytest.raises(UserError, match="maps of another encoder"):
+        finetune(replace(options, features=(tmp_path / "weights",)), silent)
+    with pytest.raises(UserError, match="grids of 8 channels; the store has 16"):
+        finetune(replace(options, features=(tmp_path / "channels",)), silent)
+
+
+def test_another_tasks_run_is_refused(make):
+    options = make("vqa")
+    finetune(options, silent)
+    with pytest.raises(UserError, match="not fine-tuned on nlvr2, but on vqa"):
+        evaluate("nlvr2", "dev", run=options.run, say=silent)
+
+
+def test_a_model_that_does_not_fit_is_refused(make):
+    options = make("vqa")
+    finetune(options, silent)
+    config = options.run / "model" / "config.json"
+    config.write_text(
+        config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    )
+    with pytest.raises(UserError, match=r"do not fit .* missing"):
+        evaluate("vqa", "val", run=options.run, say=silent)
+
+
+def test_relevance_points_at_the_grid_that_decides(make, squares, tmp_path):
+    options = make("vqa", training={"epochs": 8})
+    finetune(options, silent)
+    model, task, _ = load_finetuned(options.run, "vqa")
+    rng = np.random.default_rng(3)
+    map_CHW = np.zeros((CHANNELS, 3, 4), np.float32)
+    map_CHW[0, 1, 2] = 1.0  # one blue-or-red grid among empty ones
+    with StoreWriter.create(
+        tmp_path / "s", channels=CHANNELS, max_grids=12, dtype="float16", encoder={}
+    ) as writer:
+        writer.add("000000000033", map_CHW)
+    del rng
+    store = FeatureStore(tmp_path / "s")
+    example = next(
+        e
+        for e in task.read(squares / "data", "val", store).examples
+        if e.sentence.startswith("What")
+    )
+    found = explain(model, example, task, store, Encoder(load_tokenizer(options.run / "model")))
+    assert np.unravel_index(found.relevance_HW[0].argmax(), (3, 4)) == (1, 2)
+    assert sum(chance for _, chance in found.answers) <= 1 + 1e-6
+    assert torch.tensor([chance for _, chance in found.answers]).diff().le(0).all()
