@@ -25,7 +25,7 @@ from gridvlp.train.corpus_sources import READERS, Pair, source_files
 from gridvlp.train.image_ids import ImageIds
 from gridvlp.train.leakage import Guard, guard_files
 
-LAYOUT = 1  # of the files; older ones are made anew
+LAYOUT = 2  # of the files; older ones are made anew
 CACHE_FOLDER = ".gridvlp-cache"
 _FLUSH = 1 << 16
 _LABEL = pa.struct({"answer": pa.int32(), "score": pa.float32()})

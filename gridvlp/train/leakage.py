@@ -41,10 +41,6 @@ RULES: tuple[Rule | None, ...] = (
 )
 
 NO_MINIVAL = "captions_val2017.json is not there to list minival: all of val2014 is held out"
-GQA_VAL = (
-    "GQA's val split is trained on, except its photos in COCO's validation split: report GQA on "
-    "testdev, not on val"
-)
 
 
 def coco_files(data: Path) -> list[Path]:
@@ -60,7 +56,7 @@ def guard_files(data: Path) -> list[Path]:
     names = [_vqa_questions(vqa, split) for split in ("train2014", "val2014", "test2015")]
     candidates = [
         *names,
-        *(path for split in GQA_TESTS for path in _gqa_questions(gqa, split)),
+        *(path for split in (*GQA_TESTS, "val") for path in _gqa_questions(gqa, split)),
         ImageIds(data).image_data,
     ]
     return coco_files(data) + [path for path in candidates if path.is_file()]
@@ -105,12 +101,18 @@ class Guard:
             self.val2014.update(_ids(annotations / "captions_val2014.json", "images", "id"))
             self.val2014.update(_ids(_vqa_questions(vqa, "val2014"), "questions", "image_id"))
         self.notes = [] if self.minival is not None else [NO_MINIVAL]
-        if any(path.is_file() for path in _gqa_questions(gqa, "val")):
-            self.notes.append(GQA_VAL)
         self.vqa_test = set(_ids(_vqa_questions(vqa, "test2015"), "questions", "image_id"))
         self.gqa_test = {
             ids.gqa(image)[-1] for split in GQA_TESTS for image in _gqa_images(gqa, split)
         }
+
+        val_keys = {ids.gqa(image)[-1] for image in _gqa_images(gqa, "val")}
+        trained = sum(self.rule(key) == FREE for key in val_keys)
+        if trained:  # as LXMERT does
+            self.notes.append(
+                f"{trained:,} of the {len(val_keys):,} photos of GQA's val split are trained on: "
+                "report GQA on testdev, not on val"
+            )
 
     def rule(self, key: str) -> int:
         """Index into RULES for a photo; ``key`` is its COCO key where it is in COCO."""

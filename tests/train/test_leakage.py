@@ -90,9 +90,14 @@ def test_nothing_known_of_coco_holds_its_photos_out(data):
     assert rule(data, "000000000001") == [UNKNOWN]
 
 
-def test_gqa_val_is_said_to_be_trained_on(data):
-    put(data, "gqa/val_balanced_questions.json", {})
-    assert any("not on val" in note for note in Guard(data, ImageIds(data)).notes)
+def test_gqa_val_photos_that_are_trained_on_are_told(data):
+    captions(data, "val2017", [1])
+    vg(data, {20: 1, 30: 2})
+    put(data, "gqa/val_balanced_questions.json", {"q": {"imageId": "20"}})
+    assert Guard(data, ImageIds(data)).notes == []
+    put(data, "gqa/val_balanced_questions.json", {"q": {"imageId": "20"}, "r": {"imageId": "30"}})
+    (note,) = Guard(data, ImageIds(data)).notes
+    assert "1 of the 2 photos of GQA's val split are trained on" in note
 
 
 def test_every_file_that_decides_is_listed(data):
