@@ -33,8 +33,8 @@ from gridvlp.train.model import (
     encoder_identity,
     load_model,
 )
-from gridvlp.train.prefetch import Prefetch
-from gridvlp.train.run_folder import RunFolder, write_json
+from gridvlp.prefetch import Prefetch
+from gridvlp.run_folder import RunFolder, write_json
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task

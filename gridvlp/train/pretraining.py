@@ -27,7 +27,7 @@ from gridvlp.train.model import (
     encoder_identity,
     load_model,
 )
-from gridvlp.train.run_folder import RunFolder
+from gridvlp.run_folder import RunFolder
 from gridvlp.train.settings import PreTrainingOptions
 from gridvlp.train.tokenization import (
     MAX_TOKENS,

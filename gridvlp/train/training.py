@@ -22,8 +22,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from gridvlp.errors import UserError
 from gridvlp.progress import track
-from gridvlp.train.prefetch import Prefetch
-from gridvlp.train.run_folder import RunFolder
+from gridvlp.prefetch import Prefetch
+from gridvlp.run_folder import RunFolder
 from gridvlp.train.settings import TrainingSettings
 
 WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in BERT

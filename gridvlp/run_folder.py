@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from torch.utils.tensorboard import SummaryWriter
 import gridvlp
 from gridvlp.errors import UserError
 
-VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "zarr", "zarrs")
+VERSIONED = (
+    *("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "tokenizers"),
+    *("accelerate", "numpy", "zarr", "zarrs", "pillow"),
+)
 
 
 class RunFolder:
@@ -194,11 +198,20 @@ def environment() -> dict[str, Any]:
         "gridvlp": gridvlp.__version__,
         "commit": commit if (checkout / ".git").exists() else None,
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "versions": versions(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that can change a result, as far as they are installed."""
+    found = {}
+    for name in VERSIONED:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _step_of(line: str) -> float:

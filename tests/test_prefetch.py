@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from gridvlp.train.prefetch import Prefetch
+from gridvlp.prefetch import Prefetch
 
 
 def test_steps_come_in_order_whatever_the_threads():

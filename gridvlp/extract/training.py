@@ -1,0 +1,251 @@
+"""Pre-trains the encoder as a detector of Visual Genome's objects and attributes (paper 3.2).
+
+gridvlp train-extractor --visual-genome data/vg
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gridvlp.errors import UserError
+from gridvlp.extract.detector import NO_ATTRIBUTE, build_detector
+from gridvlp.extract.encoder import load_weights, save_encoder
+from gridvlp.extract.photos import BadPhoto, decode, resize, resized_size
+from gridvlp.extract.settings import TrainExtractorOptions, parse_size
+from gridvlp.extract.visual_genome import Annotated, VisualGenome, read_visual_genome
+from gridvlp.prefetch import Prefetch
+from gridvlp.progress import track
+from gridvlp.run_folder import RunFolder
+
+LOG_STEPS = 20
+MOMENTUM = 0.9  # Detectron2
+MILESTONES = (60 / 90, 80 / 90)  # grid-feats-vqa: lr / 10 at 60k and 80k of 90k
+VALID_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch as Detectron2 takes it."""
+
+    inputs: list[dict[str, Any]]
+
+
+def train_extractor(
+    options: TrainExtractorOptions, say: Callable[[str], object] = print
+) -> dict[str, Any]:
+    """Train the detector and leave its encoder in ``options.run``/encoder; resumes.
+
+    Returns:
+        Accuracy in percent of classes and attributes on true boxes of held-out photos.
+
+    Raises:
+        UserError: something is missing or does not fit, or the loss is not finite.
+    """
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
+    data = read_visual_genome(
+        options.visual_genome, options.vocab, options.objects, options.attributes
+    )
+    for line in data.counts.lines():
+        say(line)
+    train, valid = _hold_out(data, options.valid_photos)
+    vocabulary = data.vocabulary
+    say(
+        f"Training on {len(train):,} photos, {len(valid):,} held out; "
+        f"{len(vocabulary.objects):,} objects, {len(vocabulary.attributes):,} attributes."
+    )
+    facts = {"counts": vars(data.counts), "photos": [photo.image for photo in train[:3]]}
+    with RunFolder(options.run, options.identity(), facts) as run:
+        if run.finished:
+            say(f"{options.run} is finished already; give another --run to train again.")
+            return run.finished
+        torch.manual_seed(options.seed)
+        model = build_detector(options, len(vocabulary.objects), len(vocabulary.attributes))
+        if options.weights is not None:
+            say(load_weights(model.backbone, options.weights))
+        figures = _fit(model, train, valid, options, run)
+        run.replace_folder(
+            "encoder", lambda folder: save_encoder(folder, model, options, vocabulary)
+        )
+        run.finish(figures)
+    return figures
+
+
+def _hold_out(data: VisualGenome, most: int) -> tuple[list[Annotated], list[Annotated]]:
+    """Every n-th photo is held out: at most ``most`` and at most a tenth."""
+    count = min(most, len(data.photos) // 10)
+    held = set(np.linspace(0, len(data.photos) - 1, count).astype(int).tolist()) if count else set()
+    train = [photo for i, photo in enumerate(data.photos) if i not in held]
+    return train, [photo for i, photo in enumerate(data.photos) if i in held]
+
+
+def _fit(
+    model: nn.Module,
+    train: list[Annotated],
+    valid: list[Annotated],
+    options: TrainExtractorOptions,
+    run: RunFolder,
+) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=options.learning_rate,
+        momentum=MOMENTUM,
+        weight_decay=options.weight_decay,
+    )
+    begin = 0
+    found = run.checkpoint()
+    if found is not None:
+        folder, state = found
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        begin = state["step"]
+
+    def save(folder: Path) -> None:
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    model.train()
+    make = _Batches(train, options)
+    step = begin
+    total = options.iterations * options.batch_size
+    with (
+        EventStorage(begin),
+        track("train-extractor", total, "photos", begin * options.batch_size) as bar,
+    ):
+        try:
+            for number, batch in Prefetch(make, range(begin, options.iterations), options.threads):
+                torch.manual_seed((options.seed << 32) + number)
+                for group in optimizer.param_groups:
+                    group["lr"] = options.learning_rate * _schedule(number, options)
+                losses = _losses(model, batch.inputs, options.precision)
+                loss = sum(losses.values(), torch.zeros(()))
+                if not math.isfinite(float(loss)):
+                    raise UserError(_diverged(losses, number, options))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step = number + 1
+                bar.advance(options.batch_size, f"loss {float(loss):.3f}")
+                if step % LOG_STEPS == 0 or step == options.iterations:
+                    values = {name: float(value) for name, value in losses.items()}
+                    run.log(step, {"loss": float(loss), **values, "lr": group["lr"]})
+                if step % options.save_steps == 0:
+                    run.save_checkpoint(save, optimizer, {"step": step})
+        except KeyboardInterrupt:
+            run.save_checkpoint(save, optimizer, {"step": step})
+            bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
+            raise
+    run.save_checkpoint(save, optimizer, {"step": step})
+    figures = evaluate(model, valid, options) if valid else {}
+    run.log(step, figures)
+    return figures
+
+
+def _diverged(losses: dict[str, Tensor], number: int, options: TrainExtractorOptions) -> str:
+    wrong = [name for name, value in losses.items() if not math.isfinite(float(value))]
+    return (
+        f"Training diverged: {', '.join(wrong)} is not finite at step {number + 1}. The last "
+        f"checkpoint in {options.run} is kept; try a tenth of --learning-rate "
+        f"{options.learning_rate} in a new --run."
+    )
+
+
+def _losses(model: nn.Module, inputs: list[dict[str, Any]], precision: str) -> dict[str, Tensor]:
+    """The detector's losses; bfloat16 in the backbone where that is asked for and fast."""
+    return model(inputs)
+
+
+def _schedule(step: int, options: TrainExtractorOptions) -> float:
+    passed = sum(step >= share * options.iterations for share in MILESTONES)
+    warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
+    return warm * 0.1**passed
+
+
+class _Batches:
+    """The batch of a step: photos in shuffled epochs, half of them mirrored (Detectron2)."""
+
+    def __init__(self, photos: list[Annotated], options: TrainExtractorOptions) -> None:
+        self.photos, self.options = photos, options
+        self.size = parse_size(options.size)
+
+    def __call__(self, step: int) -> Step:
+        size, count = self.options.batch_size, len(self.photos)
+        mirrored = np.random.default_rng([self.options.seed, 1, step]).random(size) < 0.5
+        inputs = []
+        for place in range(size):
+            epoch, index = divmod(step * size + place, count)
+            order = np.random.default_rng([self.options.seed, 0, epoch]).permutation(count)
+            inputs.append(load(self.photos[order[index]], self.size, bool(mirrored[place])))
+        return Step(inputs)
+
+
+def load(photo: Annotated, size: tuple[int, int], mirrored: bool = False) -> dict[str, Any]:
+    """A photo with its boxes as Detectron2 takes it.
+
+    Raises:
+        UserError: the photo cannot be decoded.
+    """
+    try:
+        decoded = decode(photo.path)
+    except BadPhoto as error:
+        raise UserError(f"{photo.path}: {error}; remove it or fetch it again.") from error
+    width, height = resized_size(*decoded.size, *size)
+    pixels_HW3 = resize(decoded, (width, height))
+    boxes_N4 = photo.boxes_N4 * np.array(
+        [width / photo.width, height / photo.height] * 2, dtype=np.float32
+    )
+    if mirrored:
+        pixels_HW3 = np.ascontiguousarray(pixels_HW3[:, ::-1])
+        boxes_N4 = boxes_N4[:, [2, 1, 0, 3]]
+        boxes_N4[:, [0, 2]] = width - boxes_N4[:, [0, 2]]
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes_N4.copy()))
+    instances.gt_classes = torch.from_numpy(photo.classes_N)
+    instances.gt_attributes = torch.from_numpy(photo.attributes_NM)
+    pixels_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1).contiguous()
+    return {"image": pixels_3HW, "instances": instances, "height": height, "width": width}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, photos: list[Annotated], options: TrainExtractorOptions
+) -> dict[str, float]:
+    """Accuracy in percent on true boxes: of classes, and of attributes.
+
+    An attribute counts as right where it is among the box's k best of k given ones.
+    """
+    model.eval()
+    size = parse_size(options.size)
+    right = boxes = found = given = 0
+    for first in range(0, len(photos), VALID_BATCH):
+        inputs = [load(photo, size) for photo in photos[first : first + VALID_BATCH]]
+        images = model.preprocess_image(inputs)
+        features = model.backbone(images.tensor)
+        instances = [one["instances"].to(model.device) for one in inputs]
+        classes_NK, attributes_NK = model.roi_heads.describe(features, instances)
+        truth_N = torch.cat([one.gt_classes for one in instances])
+        right += int((classes_NK[:, :-1].argmax(1) == truth_N).sum())
+        boxes += len(truth_N)
+        for scores_K, true_M in zip(
+            attributes_NK, torch.cat([one.gt_attributes for one in instances]), strict=True
+        ):
+            true = set(true_M[true_M != NO_ATTRIBUTE].tolist())
+            if true:
+                found += len(true & set(scores_K.topk(len(true)).indices.tolist()))
+                given += len(true)
+    model.train()
+    return {
+        "class accuracy": 100 * right / max(boxes, 1),
+        "attribute accuracy": 100 * found / max(given, 1),
+    }
