@@ -285,12 +285,14 @@ def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values:
         raise UserError(f"--grids {grids}: give a number, or 'all'.")
     training = {name: values.pop(name) for name in TRAINING}
     _need_stores(features)
-    options = PreTrainingOptions(
+    values["sources"] = tuple(values["sources"])
+    options = replace(
+        PRETRAIN,
         features=tuple(features),
         init=init,
         grids=None if grids == "all" else int(grids),
         training=replace(PRETRAIN.training, **training),
-        **{name: tuple(value) if name == "sources" else value for name, value in values.items()},
+        **values,
     )
     from gridvlp.train.pretraining import pretrain as run
 

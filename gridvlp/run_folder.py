@@ -125,7 +125,7 @@ class RunFolder:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
     ) -> None:
-        """Replace the checkpoint by a newer one; a kill at any moment leaves one of the two whole."""
+        """Replace the checkpoint by a newer one; a kill leaves one of the two whole."""
 
         def fill(folder: Path) -> None:
             save_model(folder)

@@ -9,7 +9,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real photos and annotations beside the checkout; the test is skipped where they are absent."""
+    """Real photos and annotations beside the checkout; skips the test where they are absent."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there: real data are optional")
     return SHARED_DATA

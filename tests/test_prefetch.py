@@ -22,9 +22,13 @@ def test_an_error_reaches_the_consumer_and_leaves_no_thread():
         return step
 
     seen = []
-    with pytest.raises(ValueError, match="step four"):
+
+    def consume():
         for step, _ in Prefetch(make, range(100), 2):
             seen.append(step)
+
+    with pytest.raises(ValueError, match="step four"):
+        consume()
     assert seen == [0, 1, 2, 3]
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 

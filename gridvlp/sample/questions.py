@@ -1,4 +1,4 @@
-"""Questions about one scene, balanced: for each kind and argument every answer is equally common."""
+"""Balanced questions: for each kind and argument every answer is equally common."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ Box = tuple[int, int, int, int]
 def render(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
     """The photo (RGB) and the box of what is visible of each thing, in the order of ``things``."""
     height, width = scene.height * SUPERSAMPLING, scene.width * SUPERSAMPLING
-    canvas_HW3 = _ground(scene.background, height, width, rng)
+    canvas_HW3: np.ndarray = _ground(scene.background, height, width, rng)
     owner_HW = np.full((height, width), -1, dtype=np.int8)
     for number, thing in enumerate(scene.things):
         _paint(canvas_HW3, owner_HW, number, thing, scene.light, rng)
     photo = Image.fromarray(np.clip(canvas_HW3, 0, 255).astype(np.uint8))
     photo = photo.resize((scene.width, scene.height), Image.Resampling.BOX)
-    pixels_HW3 = np.asarray(photo, dtype=np.float32)
+    pixels_HW3: np.ndarray = np.asarray(photo, dtype=np.float32)
     pixels_HW3 = pixels_HW3 * _light(scene, rng)[..., None]
     pixels_HW3 += rng.normal(scale=NOISE, size=pixels_HW3.shape).astype(np.float32)
     photo = Image.fromarray(np.clip(pixels_HW3, 0, 255).astype(np.uint8))
@@ -77,6 +77,7 @@ def _ground(kind: str, height: int, width: int, rng: np.random.Generator) -> np.
     y_H1 = np.arange(height, dtype=np.float32)[:, None]
     x_1W = np.arange(width, dtype=np.float32)[None]
     scale = SUPERSAMPLING * rng.uniform(0.85, 1.2)
+    mix_HW: np.ndarray
     if kind == "tiles":
         size = 26 * scale
         mix_HW = (((x_1W + 7) // size + (y_H1 + 3) // size) % 2).astype(np.float32)
@@ -126,7 +127,7 @@ def _paint(
     normal_x, normal_y, normal_z = normal_3HW
     facing = np.clip(0.62 * (normal_x * light[0] + normal_y * light[1]) + 0.78 * normal_z, 0, 1)
     shine = np.clip(0.5 * (normal_x * light[0] + normal_y * light[1]) + 0.86 * normal_z, 0, 1)
-    value = np.array(COLOUR_VALUES[thing.colour], dtype=np.float32)
+    value: np.ndarray = np.array(COLOUR_VALUES[thing.colour], dtype=np.float32)
     value = value * rng.uniform(0.93, 1.05) + rng.normal(scale=4, size=3)
     ambient, gloss = {"metal": (0.36, 0.85), "rubber": (0.55, 0.0), "wooden": (0.5, 0.06)}[
         thing.material

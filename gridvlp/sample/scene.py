@@ -57,7 +57,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene; a third of them repeat a shape or a colour, so that there is much to count."""
+    """A random scene; a third of them repeat a shape or a colour, for something to count."""
     wide, high = ASPECTS[rng.integers(len(ASPECTS))]
     shorter = int(SHORTER_SIDES[rng.integers(len(SHORTER_SIDES))])
     longer = round(shorter * max(wide, high) / min(wide, high))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gridvlp.sample.scene import COLOURS, MATERIALS, SHAPES, Scene, Thing
+from gridvlp.sample.scene import COLOURS, MATERIALS, MOST_THINGS, SHAPES, Scene, Thing
 
 Truth = Callable[[Scene, Scene], bool]
 
@@ -30,7 +30,9 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
         f"{len(things)} things on {scene.background}, one is a {other.colour} {other.shape}.",
         f"A {first.colour} {first.shape} to the left of a {last.colour} {last.shape}.",
     ]
-    return [text.replace("A orange", "An orange").replace(" a orange", " an orange") for text in made]
+    return [
+        text.replace("A orange", "An orange").replace(" a orange", " an orange") for text in made
+    ]
 
 
 def region_phrases(thing: Thing) -> list[str]:
@@ -43,63 +45,67 @@ def region_phrases(thing: Thing) -> list[str]:
     return [text.replace("a orange", "an orange") for text in made]
 
 
+def _count(
+    of: Callable[[Scene, Scene], Scene], words: tuple[str, ...], low: int, high: int
+) -> Truth:
+    """Whether one of the scenes has from ``low`` to ``high`` things of these words."""
+
+    def true(left: Scene, right: Scene) -> bool:
+        return low <= of(left, right).count(*words) <= high
+
+    return true
+
+
+def _scenes_with(words: tuple[str, ...], least: int) -> Truth:
+    """Whether at least ``least`` of the two scenes have a thing of these words."""
+
+    def true(left: Scene, right: Scene) -> bool:
+        return (left.count(*words) > 0) + (right.count(*words) > 0) >= least
+
+    return true
+
+
+def _left(left: Scene, right: Scene) -> Scene:
+    return left
+
+
+def _right(left: Scene, right: Scene) -> Scene:
+    return right
+
+
+def _more_left(left: Scene, right: Scene) -> bool:
+    return len(left.things) > len(right.things)
+
+
+def _more_right(left: Scene, right: Scene) -> bool:
+    return len(left.things) < len(right.things)
+
+
 def statements() -> Iterator[tuple[str, str, Truth]]:
     """All statements about a pair of scenes: (kind, sentence, whether it is true)."""
-    sides: tuple[tuple[str, Callable[[Scene, Scene], Scene]], ...] = (
-        ("left", lambda left, right: left),
-        ("right", lambda left, right: right),
-    )
     described = [(word, shape) for word in (*COLOURS, *MATERIALS) for shape in SHAPES]
-    for side, of in sides:
+    for side, of in (("left", _left), ("right", _right)):
         for shape in SHAPES:
-            yield (
-                "one side",
-                f"The {side} image contains a {shape}.",
-                lambda a, b, of=of, shape=shape: of(a, b).count(shape) > 0,
-            )
-            yield (
-                "exactly",
-                f"There are exactly two {shape}s in the {side} image.",
-                lambda a, b, of=of, shape=shape: of(a, b).count(shape) == 2,
-            )
+            sentence = f"The {side} image contains a {shape}."
+            yield "one side", sentence, _count(of, (shape,), 1, MOST_THINGS)
+            sentence = f"There are exactly two {shape}s in the {side} image."
+            yield "exactly", sentence, _count(of, (shape,), 2, 2)
         for word, shape in described:
-            yield (
-                "one side",
-                f"The {side} image contains {_a(word)} {shape}.",
-                lambda a, b, of=of, word=word, shape=shape: of(a, b).count(word, shape) > 0,
-            )
+            sentence = f"The {side} image contains {_a(word)} {shape}."
+            yield "one side", sentence, _count(of, (word, shape), 1, MOST_THINGS)
         for colour in COLOURS:
-            yield (
-                "nothing",
-                f"There is nothing {colour} in the {side} image.",
-                lambda a, b, of=of, colour=colour: of(a, b).count(colour) == 0,
-            )
-        other = "right" if side == "left" else "left"
-        yield (
-            "more",
-            f"There are more things in the {side} image than in the {other} image.",
-            lambda a, b, side=side: (
-                len(a.things) > len(b.things) if side == "left" else len(b.things) > len(a.things)
-            ),
-        )
+            sentence = f"There is nothing {colour} in the {side} image."
+            yield "nothing", sentence, _count(of, (colour,), 0, 0)
+    yield "more", "There are more things in the left image than in the right image.", _more_left
+    yield "more", "There are more things in the right image than in the left image.", _more_right
     for shape in SHAPES:
-        yield (
-            "both",
-            f"Both images contain a {shape}.",
-            lambda a, b, shape=shape: min(a.count(shape), b.count(shape)) > 0,
-        )
+        yield "both", f"Both images contain a {shape}.", _scenes_with((shape,), 2)
     for colour in COLOURS:
-        yield (
-            "both",
-            f"There is something {colour} in both images.",
-            lambda a, b, colour=colour: min(a.count(colour), b.count(colour)) > 0,
-        )
+        sentence = f"There is something {colour} in both images."
+        yield "both", sentence, _scenes_with((colour,), 2)
     for word, shape in described:
-        yield (
-            "either",
-            f"At least one of the images contains {_a(word)} {shape}.",
-            lambda a, b, word=word, shape=shape: a.count(word, shape) + b.count(word, shape) > 0,
-        )
+        sentence = f"At least one of the images contains {_a(word)} {shape}."
+        yield "either", sentence, _scenes_with((word, shape), 1)
 
 
 def choose_statements(
@@ -112,7 +118,7 @@ def choose_statements(
         if 2 * sum(truths) == len(pairs):
             by_kind[kind].append((sentence, truths))
     for found in by_kind.values():
-        rng.shuffle(found)  # type: ignore[arg-type]
+        rng.shuffle(found)
     chosen: list[tuple[str, list[bool]]] = []
     kinds, shares = list(STATEMENT_SHARES), np.array(list(STATEMENT_SHARES.values()))
     while len(chosen) < count and any(by_kind.values()):

@@ -214,7 +214,8 @@ def _write_coco(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, i
         ]
         info = {"description": "gridvlp sample world (generated)", "version": str(VERSION)}
         common = {"info": info, "licenses": [{"id": 1, "name": "generated", "url": ""}]}
-        told, seen = [], []
+        told: list[dict[str, Any]] = []
+        seen: list[dict[str, Any]] = []
         for image, scene, boxes in zip(photos.ids, photos.scenes, photos.boxes, strict=True):
             rng = np.random.default_rng([seed, 100, image])
             for text in captions(scene, rng):
@@ -232,7 +233,10 @@ def _write_coco(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, i
                     }
                 )
         folder = data / "coco" / "annotations"
-        _write(folder / f"captions_{split}2017.json", {**common, "images": images, "annotations": told})
+        _write(
+            folder / f"captions_{split}2017.json",
+            {**common, "images": images, "annotations": told},
+        )
         _write(
             folder / f"instances_{split}2017.json",
             {**common, "images": images, "annotations": seen, "categories": categories},
@@ -243,19 +247,23 @@ def _write_coco(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, i
 
 def _visual_genome_photos(splits: dict[str, Photos]) -> list[tuple[int, int | None, Photos, int]]:
     """(VG id, COCO id or None, photos, place) of all of Visual Genome's photos."""
-    shared = [
+    listed: list[tuple[int, int | None, Photos, int]] = [
         (_vg_id(image), image, splits[split], place)
         for split in ("train", "val")
         for place, image in enumerate(splits[split].ids)
     ]
-    own = [(image, None, splits["vg"], place) for place, image in enumerate(splits["vg"].ids)]
-    return shared + own  # type: ignore[operator]
+    own = splits["vg"]
+    return listed + [(image, None, own, place) for place, image in enumerate(own.ids)]
 
 
 def _write_visual_genome(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, int]:
     folder = data / "vg"
     listed = _visual_genome_photos(splits)
-    image_data, objects, attributes, regions = [], [], [], []
+    image_data: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    attributes: list[dict[str, Any]] = []
+    regions: list[dict[str, Any]] = []
+    region_count = 0
     serial = 1
     for image, coco_id, photos, place in listed:
         scene, boxes = photos.scenes[place], photos.boxes[place]
@@ -303,6 +311,7 @@ def _write_visual_genome(data: Path, splits: dict[str, Photos], seed: int) -> di
         objects.append({"image_id": image, "objects": named, "image_url": ""})
         attributes.append({"image_id": image, "attributes": described})
         regions.append({"id": image, "regions": told})
+        region_count += len(told)
 
     asked: dict[int, list[dict[str, Any]]] = {image: [] for image, *_ in listed}
     for photos in (splits["train"], splits["val"], splits["vg"]):
@@ -333,7 +342,7 @@ def _write_visual_genome(data: Path, splits: dict[str, Photos], seed: int) -> di
     _write(folder / "question_answers.json", answers)
     return {
         "photos VG in all": len(listed),
-        "VG regions": sum(len(entry["regions"]) for entry in regions),
+        "VG regions": region_count,
         "VG questions": sum(map(len, asked.values())),
     }
 
@@ -405,9 +414,7 @@ def _write_gqa(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, in
     for split, official in (("train", "train"), ("val", "val"), ("testdev", "testdev")):
         photos = splits[split]
         rng = np.random.default_rng([seed, 103, photos.ids[0]])
-        names = [
-            f"n{image}" if split == "testdev" else str(_vg_id(image)) for image in photos.ids
-        ]
+        names = [f"n{image}" if split == "testdev" else str(_vg_id(image)) for image in photos.ids]
         made = balanced_questions(photos.scenes, GQA_SHARES, 9, rng)
         first = 10_000_000 + 100 * photos.ids[0]
         ids = [str(first + number) for number in range(len(made))]
@@ -459,7 +466,10 @@ def _gqa_entry(
         "question": question.text,
         "imageId": names[question.scene],
         "isBalanced": True,
-        "groups": {"global": structural, "local": f"{question.kind}-{'_'.join(question.arguments)}"},
+        "groups": {
+            "global": structural,
+            "local": f"{question.kind}-{'_'.join(question.arguments)}",
+        },
         "answer": question.answer,
         "semanticStr": "->".join(steps),
         "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
@@ -539,7 +549,7 @@ def _write_nlvr2(data: Path, splits: dict[str, Photos], seed: int) -> dict[str, 
             chosen = choose_statements(of_set, STATEMENTS_PER_SET, rng)
             for pair in range(PAIRS_PER_SET):
                 for place, (sentence, truths) in enumerate(chosen):
-                    line = {
+                    line: dict[str, Any] = {
                         "validation": {"1": str(truths[pair])},
                         "sentence": sentence,
                         "left_url": "",

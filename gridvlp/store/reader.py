@@ -38,7 +38,9 @@ class FeatureStore:
         if not listed:
             raise StoreError("Give at least one feature store.")
         self.paths = [Path(path) for path in listed]
-        self._about, self._records, self._place = [], [], {}
+        self._about: list[dict[str, Any]] = []
+        self._records: list[tuple[int, dict[str, Any]]] = []
+        self._place: dict[str, int] = {}
         for number, path in enumerate(self.paths):
             self._about.append(_about(path))
             for record in _records(path):

@@ -48,7 +48,8 @@ class StoreWriter:
         self.channels: int = about["channels"]
         self.max_grids: int = about["max_grids"]
         self.encoder: dict[str, Any] = about["encoder"]
-        self._grids = self._group["grids"]
+        grids: Any = self._group["grids"]
+        self._grids = grids
         self._dtype = np.dtype(self._grids.dtype)
         self._shard_rows: int = self._grids.shards[0]
         self._maps: list[np.ndarray] = []

@@ -1,0 +1,1 @@
+"""The second stage: maps and sentences to models. It never sees a pixel."""

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers.modeling_utils import PreTrainedModel
 
 from gridvlp.errors import UserError
+from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
+from gridvlp.run_folder import RunFolder, write_json
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.grids import read_grids
@@ -29,19 +30,18 @@ from gridvlp.train.model import (
     GridVLPForAnswering,
     GridVLPForPairs,
     GridVLPForPreTraining,
+    TaskModel,
     copy_answer_rows,
     encoder_identity,
     load_model,
 )
-from gridvlp.prefetch import Prefetch
-from gridvlp.run_folder import RunFolder, write_json
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 from gridvlp.train.training import Losses, fit, make_accelerator
 
-MODELS = {"answer": GridVLPForAnswering, "pair": GridVLPForPairs}
+MODELS: dict[str, type[TaskModel]] = {"answer": GridVLPForAnswering, "pair": GridVLPForPairs}
 
 
 @dataclass
@@ -112,7 +112,8 @@ class TaskBatches:
         parts = processes * accumulate
         if batch_size % parts:
             raise UserError(
-                f"--batch-size {batch_size} must be a multiple of {parts} (processes x --accumulate)."
+                f"--batch-size {batch_size} must be a multiple of {parts} "
+                "(processes x --accumulate)."
             )
         self.examples, self.task, self.store, self.encoder = examples, task, store, encoder
         self.batch_size, self.seed, self.accumulate = batch_size, seed, accumulate
@@ -204,6 +205,8 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "init": str(options.init),
     }
     say(origin)
+    for note in task.notes:
+        say(note)
     batches = TaskBatches(
         train,
         task,
@@ -360,7 +363,7 @@ def model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def load_finetuned(run: Path, name: str) -> tuple[PreTrainedModel, Task, dict[str, Any]]:
+def load_finetuned(run: Path, name: str) -> tuple[TaskModel, Task, dict[str, Any]]:
     """The model of a fine-tuning run, its task with the model's answers, and its options.
 
     Raises:
@@ -401,7 +404,7 @@ def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: Path) -> N
 
 def _start_model(
     options: FineTuningOptions, task: Task, store: FeatureStore
-) -> tuple[PreTrainedModel, Encoder, str]:
+) -> tuple[TaskModel, Encoder, str]:
     folder = model_folder(options.init)
     if not (folder / "config.json").exists():
         raise UserError(

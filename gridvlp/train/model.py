@@ -2,17 +2,18 @@
 
 Shape legend, used in every name of this room:
 
-    B sentences in a batch    I images in a batch      L text tokens   G grids of an image
-    S = L + G, the sequence   C channels of a grid     D hidden size   V word pieces   A answers
+    B sentences in a batch   I images in a batch    L text tokens  G grids of an image
+    S = L + G, the sequence  C channels of a grid   D hidden size  V word pieces  A answers
 
-A batch holds fewer images than sentences when several sentences speak of one image: ``image_index_B``
-says which image each sentence looks at, so that a map is projected once however often it is used.
+A batch holds fewer images than sentences when several sentences speak of one image:
+``image_index_B`` says which image each sentence looks at, so that a map is projected once however
+often it is used.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
+from gridvlp.train.answers import normalize_answer
 
 TEXT_MODALITY, IMAGE_MODALITY = 0, 1
 
@@ -66,6 +68,7 @@ class GridVLPModel(BertPreTrainedModel):
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
+    config: GridVLPConfig
 
     def __init__(self, config: GridVLPConfig) -> None:
         super().__init__(config)
@@ -79,9 +82,9 @@ class GridVLPModel(BertPreTrainedModel):
         """The word embeddings (V, D)."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings (V, D)."""
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = cast(nn.Embedding, value)
 
     def forward(
         self,
@@ -149,6 +152,7 @@ class GridVLPForPreTraining(BertPreTrainedModel):
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
+    config: GridVLPConfig
     _tied_weights_keys = {  # noqa: RUF012 - transformers reads a plain class attribute
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -184,7 +188,9 @@ class GridVLPForPreTraining(BertPreTrainedModel):
             word_logits_MV, match_logits_B2, and answer_logits_BA (None without an answer head).
         """
         hidden_BSD, pooled_BD = self.bert(**inputs)
-        length = inputs["input_ids_BL"].shape[1]
+        input_ids_BL = inputs["input_ids_BL"]
+        assert input_ids_BL is not None
+        length = input_ids_BL.shape[1]
         text_ND = hidden_BSD[:, :length].reshape(-1, hidden_BSD.shape[-1])
         word_logits_MV = self.cls(text_ND[masked_positions_M])
         answer_logits_BA = self.answering(pooled_BD) if self.answering is not None else None
@@ -196,6 +202,7 @@ class GridVLPForAnswering(BertPreTrainedModel):
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
+    config: GridVLPConfig
 
     def __init__(self, config: GridVLPConfig) -> None:
         super().__init__(config)
@@ -219,6 +226,7 @@ class GridVLPForPairs(BertPreTrainedModel):
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
+    config: GridVLPConfig
 
     def __init__(self, config: GridVLPConfig) -> None:
         super().__init__(config)
@@ -234,6 +242,7 @@ class GridVLPForPairs(BertPreTrainedModel):
         return self.answering(torch.cat([left_BD, right_BD], dim=-1))
 
 
+TaskModel = GridVLPForAnswering | GridVLPForPairs
 Model = TypeVar("Model", bound=BertPreTrainedModel)
 
 
@@ -266,13 +275,14 @@ def load_model(
         config = GridVLPConfig.from_pretrained(folder)
         for name, value in changes.items():
             setattr(config, name, value)
-        model, info = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
         )
+        model, info = loaded
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder} holds no model that can be loaded: {reason}") from error
@@ -302,7 +312,7 @@ def copy_answer_rows(
     """Start an answer head from the pre-training head (LXMERT): matching rows, other rows zero.
 
     Returns:
-        How many of ``answers`` had a row in ``known``.
+        How many of ``answers`` had a row in ``known``, under LXMERT's normalisation.
 
     Raises:
         UserError: the two heads have different widths.
@@ -310,7 +320,8 @@ def copy_answer_rows(
     if head.dense.weight.shape != source.dense.weight.shape:
         raise UserError("The pre-training answer head has another width than the task's head.")
     row = {answer: index for index, answer in enumerate(known)}
-    pairs = [(new, row[answer]) for new, answer in enumerate(answers) if answer in row]
+    named = [normalize_answer(answer) for answer in answers]
+    pairs = [(new, row[answer]) for new, answer in enumerate(named) if answer in row]
     with torch.no_grad():
         head.dense.load_state_dict(source.dense.state_dict())
         head.LayerNorm.load_state_dict(source.LayerNorm.state_dict())

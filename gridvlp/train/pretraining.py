@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gridvlp.errors import UserError
+from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.corpora import Corpus
@@ -27,7 +28,6 @@ from gridvlp.train.model import (
     encoder_identity,
     load_model,
 )
-from gridvlp.run_folder import RunFolder
 from gridvlp.train.settings import PreTrainingOptions
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
@@ -118,7 +118,8 @@ class PreTrainingBatches:
         parts = processes * accumulate
         if batch_size % parts:
             raise UserError(
-                f"--batch-size {batch_size} must be a multiple of {parts} (processes x --accumulate)."
+                f"--batch-size {batch_size} must be a multiple of {parts} "
+                "(processes x --accumulate)."
             )
         self.corpus, self.store, self.encoder = corpus, store, encoder
         self.batch_size, self.grids, self.seed = batch_size, grids, seed
@@ -322,7 +323,7 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
     model, encoder, origin = _make_model(options, store, corpus)
     for line in origin:
         say(line)
-    common = {
+    common: dict[str, Any] = {
         "batch_size": options.training.batch_size,
         "grids": options.grids,
         "sentences_per_read": options.sentences_per_read,
@@ -362,7 +363,7 @@ def describe(corpus: Corpus, held_out: Corpus) -> list[str]:
     """The table of pairs and images per source, and what was left out, as lines."""
     columns = ("source", "pairs", "images", "questions", "no map", "guarded", "empty", "held out")
     held = {row.source: row.pairs for row in held_out.report}
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (
             row.source + (" (no files)" if not row.files else ""),
             *(row.pairs, row.images, row.questions, row.without_photo, row.excluded, row.empty),
@@ -376,8 +377,12 @@ def describe(corpus: Corpus, held_out: Corpus) -> list[str]:
         lines.append(f"{name:24}" + "".join(f"{v:>11,}" if v != "" else " " * 11 for v in values))
     for exclusion in corpus.exclusions:
         lines.append(
-            f"Leakage guard: {exclusion.images:,} images, {exclusion.pairs:,} pairs: {exclusion.rule}"
+            f"Leakage guard: {exclusion.images:,} images, {exclusion.pairs:,} pairs: "
+            f"{exclusion.rule}"
         )
+    absent = sorted({path for row in corpus.report for path in row.absent})
+    if absent:
+        lines.append(f"Not there: {', '.join(absent)}")
     return lines + list(corpus.notes)
 
 
@@ -408,9 +413,7 @@ def _make_model(
             tokenizer = load_tokenizer(options.vocabulary or standard)
             told.append(f"Vocabulary: {options.vocabulary or standard}, {len(tokenizer):,} pieces.")
         else:
-            tokenizer = train_tokenizer(
-                [corpus.sentence(sentence) for sentence in range(len(corpus))]
-            )
+            tokenizer = train_tokenizer(lambda: map(corpus.sentence, range(len(corpus))))
             told.append(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces.")
         config = GridVLPConfig(
             vocab_size=len(tokenizer),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +43,24 @@ def load_tokenizer(source: str | Path) -> BertTokenizer:
         ) from error
 
 
-def train_tokenizer(sentences: Sequence[str], size: int = BERT_VOCABULARY_SIZE) -> BertTokenizer:
-    """Learn an uncased WordPiece vocabulary of at most ``size`` pieces from sentences."""
+def train_tokenizer(
+    sentences: Callable[[], Iterable[str]], size: int = BERT_VOCABULARY_SIZE
+) -> BertTokenizer:
+    """Learn an uncased WordPiece vocabulary of at most ``size`` pieces.
+
+    Args:
+        sentences: makes a pass over the sentences; called twice, so that none need be kept.
+        size: the most pieces.
+    """
     learner = BertWordPieceTokenizer(lowercase=True)
     characters: Counter[str] = Counter()
-    for sentence in sentences:
+    for sentence in sentences():
         characters.update(learner.normalizer.normalize_str(sentence))
     alphabet = sorted(c for c, _ in characters.most_common(MAX_ALPHABET) if not c.isspace())
     # The learner numbers pieces in the order of a randomly seeded hash table, and breaks ties by
     # number; naming the alphabet in order beforehand makes its result the same every time.
     learner.train_from_iterator(
-        sentences,
+        sentences(),
         vocab_size=size,
         min_frequency=2,
         show_progress=False,

@@ -21,8 +21,8 @@ from transformers import BertTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from gridvlp.errors import UserError
-from gridvlp.progress import track
 from gridvlp.prefetch import Prefetch
+from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
 from gridvlp.train.settings import TrainingSettings
 
@@ -58,7 +58,7 @@ def make_accelerator(precision: str) -> Accelerator:
         if torch.cuda.is_available():
             fast = torch.cuda.is_bf16_supported()
         else:
-            fast = bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined]
+            fast = bool(torch.cpu._is_avx512_bf16_supported())
         precision = "bfloat16" if fast else "float32"
     AcceleratorState._reset_state()  # a second run in one process may choose another precision
     return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")

@@ -133,7 +133,7 @@ def test_saved_weights_come_back_and_misfits_are_named(tmp_path):
         assert torch.equal(one, other), name
     with pytest.raises(UserError, match=r"do not fit GridVLPForPreTraining: \d+ keys \(cls"):
         load_model(GridVLPForPreTraining, tmp_path)
-    with pytest.raises(UserError, match="answering.classifier"):
+    with pytest.raises(UserError, match=r"answering\.classifier"):
         load_model(GridVLPForAnswering, tmp_path, answers=["yes"])
     with pytest.raises(UserError, match="holds no model"):
         load_model(GridVLPForAnswering, tmp_path / "nothing")

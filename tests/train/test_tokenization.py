@@ -9,7 +9,7 @@ SENTENCES = ["a red cube and a ball", "is the ball red ?", "the cube is on the b
 
 
 def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_path):
-    one, other = train_tokenizer(SENTENCES), train_tokenizer(SENTENCES)
+    one, other = train_tokenizer(lambda: SENTENCES), train_tokenizer(lambda: SENTENCES)
     assert one.get_vocab() == other.get_vocab()
     assert one.tokenize("The red cube") == ["the", "red", "cube"]
     one.save_pretrained(tmp_path)
@@ -20,7 +20,7 @@ def test_a_learned_vocabulary_is_the_same_every_time_and_survives_saving(tmp_pat
 
 
 def test_encoding_equals_transformers_own_and_cuts_are_counted():
-    tokenizer = train_tokenizer(SENTENCES)
+    tokenizer = train_tokenizer(lambda: SENTENCES)
     given = ["a red cube", "is the ball red ?", "the " * 50, "", "立方体 ☃ ''"]
     ids_BL, mask_BL, truncated = Encoder(tokenizer, max_tokens=20).encode(given)
     theirs = BertTokenizer(vocab=tokenizer.get_vocab())(
