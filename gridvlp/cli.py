@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, and a command imports only its 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,9 +15,17 @@ from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from gridvlp import __version__
 from gridvlp.errors import UserError
+from gridvlp.extract.settings import (
+    BACKBONES,
+    OPTIMIZERS,
+    PRECISIONS,
+    ExtractOptions,
+    TrainExtractorOptions,
+)
 from gridvlp.train.settings import (
     FINE_TUNING,
     SOURCES,
@@ -30,6 +39,9 @@ TASKS = tuple(FINE_TUNING)
 PRETRAIN = PreTrainingOptions(features=(STORE,))
 FINETUNE = FineTuningOptions("", (STORE,), FINE_TUNING["vqa"])
 FOLDER = click.Path(path_type=Path)
+DATA = Path("data")
+TRAIN_EXTRACTOR = TrainExtractorOptions(Path())
+EXTRACT = ExtractOptions((Path(),))
 
 
 class Command(click.Command):
@@ -150,6 +162,147 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+
+
+# --- the sample world ------------------------------------------------------------------------
+
+
+@cli.command("sample-data")
+@click.argument("folder", type=FOLDER)
+@click.option("--images", default=1600, help="Training photos; all else scales with it.")
+@click.option("--seed", default=0, help="Decides the world.")
+def sample_data(folder: Path, images: int, seed: int) -> None:
+    """Write a generated world of scenes to FOLDER/data, in the official formats."""
+    from gridvlp.sample import SETTINGS, write_sample
+
+    summary = write_sample(folder, images, seed)
+    if not (folder / CONFIG).exists():
+        (folder / CONFIG).write_bytes(SETTINGS.read_bytes())
+    for name, count in summary.counts.items():
+        click.echo(f"  {name:24} {count:>9,}")
+    state = "written to" if summary.written else "there already in"
+    click.echo(f"Sample world (generated) {state} {folder / 'data'}, settings for it in {CONFIG}.")
+    click.echo(f"Next, in {folder}: gridvlp train-extractor --visual-genome data/vg")
+
+
+# --- extraction ------------------------------------------------------------------------------
+
+
+@cli.command("train-extractor")
+@click.option("--visual-genome", type=FOLDER, required=True, help="Folder of the release.")
+@click.option("--run", type=FOLDER, default=TRAIN_EXTRACTOR.run, help="Folder of this run.")
+@click.option(
+    "--backbone",
+    type=click.Choice(BACKBONES),
+    default=TRAIN_EXTRACTOR.backbone,
+    help="ResNeXt-50, -101, -152, or ResNet-50.",
+)
+@click.option("--width", default=TRAIN_EXTRACTOR.width, help="Share of the published widths.")
+@click.option(
+    "--vocab",
+    type=FOLDER,
+    show_default="the release's most frequent names",
+    help="Folder of visual_genome_objects.txt and visual_genome_attributes.txt.",
+)
+@click.option("--objects", default=TRAIN_EXTRACTOR.objects, help="Object names without --vocab.")
+@click.option(
+    "--attributes", default=TRAIN_EXTRACTOR.attributes, help="Attribute names without --vocab."
+)
+@click.option(
+    "--weights",
+    type=FOLDER,
+    show_default="from scratch",
+    help="Checkpoint to start the backbone from (ImageNet, Detectron2 or torchvision).",
+)
+@click.option("--size", default=TRAIN_EXTRACTOR.size, help="Shorter x longest side in pixels.")
+@click.option("--iterations", default=TRAIN_EXTRACTOR.iterations, help="Optimiser steps.")
+@click.option("--batch-size", default=TRAIN_EXTRACTOR.batch_size, help="Photos per step.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    default=TRAIN_EXTRACTOR.optimizer,
+    help="sgd as published; adamw learns faster from scratch.",
+)
+@click.option(
+    "--learning-rate", default=TRAIN_EXTRACTOR.learning_rate, help="Peak; a tenth at 2/3 and 8/9."
+)
+@click.option("--warmup", default=TRAIN_EXTRACTOR.warmup, help="Steps to warm up.")
+@click.option("--weight-decay", default=TRAIN_EXTRACTOR.weight_decay, help="Weight decay.")
+@click.option(
+    "--res5-dilation", default=TRAIN_EXTRACTOR.res5_dilation, help="Dilation of C5 in training."
+)
+@click.option("--rpn-batch", default=TRAIN_EXTRACTOR.rpn_batch, help="Anchors per photo.")
+@click.option("--roi-batch", default=TRAIN_EXTRACTOR.roi_batch, help="Boxes per photo.")
+@click.option("--proposals", default=TRAIN_EXTRACTOR.proposals, help="Proposals kept per photo.")
+@click.option(
+    "--attribute-weight", default=TRAIN_EXTRACTOR.attribute_weight, help="Of the attribute loss."
+)
+@click.option("--valid", default=TRAIN_EXTRACTOR.valid, help="Share of photos held out.")
+@click.option("--eval-steps", default=TRAIN_EXTRACTOR.eval_steps, help="Steps between checks.")
+@click.option("--save-steps", default=TRAIN_EXTRACTOR.save_steps, help="Between checkpoints.")
+@click.option("--seed", default=TRAIN_EXTRACTOR.seed, help="Decides every random choice.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=TRAIN_EXTRACTOR.precision,
+    help="auto: bfloat16 where the hardware multiplies in it.",
+)
+@click.option("--threads", default=TRAIN_EXTRACTOR.threads, help="Threads that read ahead.")
+def train_extractor(**values: Any) -> None:
+    """Pre-train the encoder on Visual Genome's objects and attributes (Detectron2)."""
+    options = TrainExtractorOptions(**values)
+    from gridvlp.extract.training import train_extractor as run
+
+    _print_figures(run(options, click.echo))
+    click.echo(f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/")
+
+
+@cli.command()
+@click.option(
+    "--images",
+    type=FOLDER,
+    multiple=True,
+    required=True,
+    help="Folder of photos (searched through) or a photo; give several times. A path that is not "
+    "there is looked for in data/.",
+)
+@click.option("--out", type=FOLDER, default=EXTRACT.out, help="Store to make or to add to.")
+@click.option(
+    "--weights",
+    default=EXTRACT.weights,
+    help="Run of train-extractor, checkpoint (grid-feats-vqa, Detectron2, torchvision), or "
+    "'random' for a trial.",
+)
+@click.option(
+    "--backbone", type=click.Choice(BACKBONES), default=EXTRACT.backbone, help="Of random weights."
+)
+@click.option("--width", default=EXTRACT.width, help="Of random weights.")
+@click.option(
+    "--size", show_default="the encoder's own", help="Shorter x longest side, as 600x1000."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=EXTRACT.precision,
+    help="auto: bfloat16 where the hardware multiplies in it.",
+)
+@click.option("--batch-size", default=EXTRACT.batch_size, help="Photos of one size at a time.")
+@click.option("--workers", default=EXTRACT.workers, help="Threads that decode.")
+def extract(images: tuple[Path, ...], **values: Any) -> None:
+    """Write the grid maps of photos to a feature store."""
+    options = ExtractOptions(images=tuple(map(_photos, images)), **values)
+    from gridvlp.extract.extraction import extract as run
+
+    for line in run(options, click.echo).lines():
+        click.echo(line)
+    click.echo(f"Next: gridvlp pretrain --features {options.out}")
+
+
+def _photos(path: Path) -> Path:
+    if not path.exists() and not path.is_absolute() and (DATA / path).exists():
+        click.echo(f"{path}: taken from {DATA / path}.", err=True)
+        return DATA / path
+    return path
 
 
 # --- training --------------------------------------------------------------------------------
@@ -343,7 +496,15 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
     options = FineTuningOptions(task, tuple(features), training, **values)
     _need_stores(features)
     from gridvlp.train.finetuning import finetune as run
+    from gridvlp.train.tasks import get_task
 
+    if _by_default("features"):
+        own = get_task(task)
+        splits = (
+            *(options.train_splits or own.train_splits),
+            options.valid_split or own.valid_split,
+        )
+        _complete_store(task, splits, options.data)
     _print_figures(run(options, click.echo))
     click.echo(
         f"Model: {(options.run or Path('runs') / f'finetune-{task}') / 'model'}. "
@@ -380,9 +541,12 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     from gridvlp.train.finetuning import evaluate as score
     from gridvlp.train.tasks import get_task
 
+    split = split or get_task(task).test_split
+    if _by_default("features") and STORE.exists():
+        _complete_store(task, (split,), values["data"] or DATA)
     outcome = score(
         task,
-        split or get_task(task).test_split,
+        split,
         run=run or Path("runs") / f"finetune-{task}",
         say=click.echo,
         **values,
@@ -405,6 +569,50 @@ def _check_task(task: str) -> None:
         raise UserError(
             f"There is no task {task!r}: the tasks are {', '.join(TASKS)}.{_near(task, TASKS)}"
         )
+
+
+def _by_default(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
+    """Extract the task's photos that the default store lacks, if their files and encoder are here.
+
+    `gridvlp finetune nlvr2` then works after `gridvlp extract --images coco/`, too.
+    """
+    from gridvlp.store import FeatureStore
+    from gridvlp.train.tasks import get_task
+
+    encoder = Path(EXTRACT.weights) / "encoder"
+    if not encoder.is_dir() or not importlib.util.find_spec("detectron2"):
+        return
+    store, own = FeatureStore(STORE), get_task(task)
+    own.build_answers(data)
+    wanted: set[str] = set()
+    folders: dict[Path, None] = {}
+    for split in splits:
+        found = own.read(data, split, store)
+        if found.report.without_photo:
+            used = {example.id for example in found.examples}
+            lacking = (e for e in own.read(data, split).examples if e.id not in used)
+            wanted.update(key for example in lacking for key in example.images if key not in store)
+            folders.update(dict.fromkeys(own.photo_folders(data, split)))
+    if not wanted:
+        return
+    files = {path.stem: path for folder in folders for path in folder.rglob("*") if path.suffix}
+    photos = tuple(files[key] for key in sorted(wanted & files.keys()))
+    if photos:
+        click.echo(
+            f"{STORE} lacks {len(wanted):,} photos of {task}; extracting the {len(photos):,} that "
+            f"are in {', '.join(map(str, folders))} first."
+        )
+        from gridvlp.extract.extraction import extract as run
+
+        resize = store.encoder["resize"]
+        size = f"{resize['shorter']}x{resize['longest']}"
+        for line in run(ExtractOptions(photos, STORE, size=size), click.echo).lines():
+            click.echo(line)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

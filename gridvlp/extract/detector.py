@@ -10,21 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable, get_cfg
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
-from detectron2.modeling.backbone import Backbone, build_resnet_backbone
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gridvlp.extract.settings import BACKBONES, PIXEL_MEAN, TrainExtractorOptions
+from gridvlp.extract.backbone import Architecture
+from gridvlp.extract.settings import TrainExtractorOptions
 
 MAX_ATTRIBUTES = 16  # per box; Visual Genome has boxes with more
-ATTRIBUTE_WEIGHT = 0.2
+FC_SIZE = 1024  # grid-feats-vqa; scaled with the width of the backbone
 EMBEDDING_SIZE, HIDDEN_SIZE = 256, 512
-TRAINING_DILATION = 2
 NO_ATTRIBUTE = -1
 
 
@@ -63,8 +62,11 @@ class GridROIHeads(StandardROIHeads):
     """Detectron2's box head with an attribute predictor on the foreground boxes."""
 
     @configurable
-    def __init__(self, *, attribute_predictor: AttributePredictor, **kwargs: Any) -> None:
+    def __init__(
+        self, *, attribute_predictor: AttributePredictor, attribute_weight: float, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.attribute_weight = attribute_weight
         self.attribute_predictor = attribute_predictor
 
     @classmethod
@@ -76,6 +78,7 @@ class GridROIHeads(StandardROIHeads):
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             cfg.MODEL.ROI_ATTRIBUTE_HEAD.NUM_CLASSES,
         )
+        made["attribute_weight"] = cfg.MODEL.ROI_ATTRIBUTE_HEAD.LOSS_WEIGHT
         return made
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
@@ -91,7 +94,7 @@ class GridROIHeads(StandardROIHeads):
         foreground_N = (classes_N >= 0) & (classes_N < self.num_classes)
         logits_NK = self.attribute_predictor(features_ND[foreground_N], classes_N[foreground_N])
         loss = self.attribute_predictor.loss(logits_NK, attributes_NM[foreground_N])
-        losses["loss_attributes"] = ATTRIBUTE_WEIGHT * loss
+        losses["loss_attributes"] = self.attribute_weight * loss
         return losses
 
     def describe(
@@ -108,72 +111,42 @@ class GridROIHeads(StandardROIHeads):
         return self.box_predictor(features_ND)[0], logits
 
 
-def backbone_config(backbone: str, width: float, norm: str, dilation: int) -> CfgNode:
-    """Detectron2's configuration of a C5 backbone.
-
-    ``width`` below 1 keeps the channels of a group and drops groups and channels alike.
-    """
-    facts = BACKBONES[backbone]
-    cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 2 if norm == "FrozenBN" else 0
-    resnets = cfg.MODEL.RESNETS
-    resnets.DEPTH = facts.depth
-    resnets.OUT_FEATURES = ["res5"]
-    resnets.NORM = norm
-    if facts.groups > 1:
-        resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = (
-            int(facts.groups * width),
-            facts.width_per_group,
-        )
-    else:
-        resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = 1, int(facts.width_per_group * width)
-    resnets.STEM_OUT_CHANNELS = int(64 * width)
-    resnets.RES2_OUT_CHANNELS = int(256 * width)
-    resnets.STRIDE_IN_1X1 = facts.stride_in_1x1
-    resnets.RES5_DILATION = dilation
-    cfg.MODEL.PIXEL_MEAN = list(PIXEL_MEAN)
-    cfg.MODEL.PIXEL_STD = list(facts.pixel_std)
-    return cfg
-
-
-def build_backbone(cfg: CfgNode) -> Backbone:
-    """The backbone alone, with three input channels."""
-    return build_resnet_backbone(cfg, ShapeSpec(channels=3))
-
-
-def build_detector(options: TrainExtractorOptions, classes: int, attributes: int) -> nn.Module:
+def build_detector(
+    options: TrainExtractorOptions, architecture: Architecture, classes: int, attributes: int
+) -> nn.Module:
     """The detector in training mode; batch norms are frozen if it starts from given weights."""
-    norm = "FrozenBN" if options.weights else "BN"
-    cfg = backbone_config(options.backbone, options.width, norm, TRAINING_DILATION)
+    frozen = options.weights is not None
+    cfg = architecture.config(
+        dilation=options.res5_dilation,
+        norm="FrozenBN" if frozen else "BN",
+        freeze_at=2 if frozen else 0,
+    )
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     rpn = cfg.MODEL.RPN
     rpn.IN_FEATURES = ["res5"]
-    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = 6000, 1000
+    rpn.BATCH_SIZE_PER_IMAGE = options.rpn_batch
+    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = 6000, 1000  # grid-feats-vqa
+    rpn.PRE_NMS_TOPK_TRAIN = 6 * options.proposals  # Detectron2's ratio
     rpn.POST_NMS_TOPK_TRAIN = options.proposals
-    rpn.PRE_NMS_TOPK_TRAIN = 6 * options.proposals
-    rpn.SMOOTH_L1_BETA = 1 / 9
+    rpn.SMOOTH_L1_BETA = 1 / 9  # grid-feats-vqa
     heads = cfg.MODEL.ROI_HEADS
     heads.NAME = "GridROIHeads"
     heads.IN_FEATURES = ["res5"]
     heads.NUM_CLASSES = classes
-    heads.BATCH_SIZE_PER_IMAGE = options.boxes_per_image
+    heads.BATCH_SIZE_PER_IMAGE = options.roi_batch
     box = cfg.MODEL.ROI_BOX_HEAD
     box.NAME = "FastRCNNConvFCHead"
-    box.NUM_FC, box.FC_DIM = 2, options.fc_size
-    box.POOLER_RESOLUTION, box.POOLER_SAMPLING_RATIO = 1, 2
-    box.SMOOTH_L1_BETA = 1.0
-    cfg.MODEL.ROI_ATTRIBUTE_HEAD = CfgNode({"NUM_CLASSES": attributes})
-    return build_model(cfg)
-
-
-__all__ = [
-    "MAX_ATTRIBUTES",
-    "NO_ATTRIBUTE",
-    "FrozenBatchNorm2d",
-    "GridROIHeads",
-    "backbone_config",
-    "build_backbone",
-    "build_detector",
-]
+    box.NUM_FC, box.FC_DIM = 2, max(64, round(FC_SIZE * options.width))
+    box.POOLER_RESOLUTION, box.POOLER_SAMPLING_RATIO = 1, 2  # grid-feats-vqa
+    box.SMOOTH_L1_BETA = 1.0  # grid-feats-vqa
+    cfg.MODEL.ROI_ATTRIBUTE_HEAD = CfgNode(
+        {"NUM_CLASSES": attributes, "LOSS_WEIGHT": options.attribute_weight}
+    )
+    model = build_model(cfg)
+    if not frozen:
+        for name, parameter in model.named_parameters():
+            if name.endswith("conv3.norm.weight"):
+                # Every block begins as the identity (Goyal et al., 2017): from scratch, the
+                # colours of the sample world are learned in a third of the steps.
+                nn.init.zeros_(parameter)
+    return model

@@ -1,279 +1,248 @@
-"""The frozen encoder: batch norms folded, one fast forward pass, nothing but C5.
+"""The frozen encoder: a backbone's weights, made fast, and all that is needed to use them right.
 
-An encoder on disk is a folder with encoder.safetensors (Detectron2's key names, ``backbone.*``)
-and encoder.json (backbone, width, pixel statistics, resize rule). A checkpoint as published by
-grid-feats-vqa loads as well.
+A trained encoder is a folder of encoder.safetensors (Detectron2's key names) and encoder.json.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import pickle
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from gridvlp.errors import UserError
-from gridvlp.extract.detector import backbone_config, build_backbone
-from gridvlp.extract.settings import (
-    BACKBONES,
-    PIXEL_MEAN,
-    STRIDE,
-    TrainExtractorOptions,
-    check_backbone,
-    parse_size,
+from gridvlp.extract.backbone import (
+    Architecture,
+    architecture_of,
+    backbone_weights,
+    load_strictly,
+    new_architecture,
 )
-from gridvlp.extract.visual_genome import Vocabulary
-from gridvlp.run_folder import versions, write_json
+from gridvlp.extract.settings import SIZE
+from gridvlp.run_folder import write_json
 
-EXTRACTION_DILATION = 1
-PREFIX = "backbone."
-UNTRAINED = "random"
+STRIDE = 32
+FORMAT = 1
+
+# torchvision's ImageNet models: RGB, these statistics of 0-255 pixels
+TORCHVISION_PIXELS: dict[str, Any] = {
+    "pixel_mean": (123.675, 116.28, 103.53),
+    "pixel_std": (58.395, 57.12, 57.375),
+    "channel_order": "RGB",
+    "stride_in_1x1": False,
+}
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What an encoder needs besides weights."""
+class Weights:
+    """A backbone's weights with what is known of them."""
 
     name: str
-    backbone: str
-    width: float
-    pixel_mean: tuple[float, float, float]  # BGR, of 255
-    pixel_std: tuple[float, float, float]
-    size: str  # shorter x longest side in pixels
+    architecture: Architecture
+    state: dict[str, torch.Tensor]
+    sha256: str
+    size: str = SIZE  # that it was trained with
 
 
-class Encoder:
-    """Frozen C5: pixels in, grid maps out.
+def read_weights(source: str, backbone: str = "x50", width: float = 1.0) -> Weights:
+    """Read weights from a run, an encoder folder or a checkpoint file; or make random ones.
 
-    Args:
-        facts: what was trained, and how its pixels are normalised.
-        weights: backbone weights by Detectron2's names, without the ``backbone.`` prefix.
-        precision: auto (bfloat16 where the hardware multiplies in it), float32 or bfloat16.
+    A file is .safetensors, or a .pth as grid-feats-vqa, Detectron2 and torchvision write them
+    (loaded with weights_only: nothing in it is run). The architecture is told from the shapes.
 
     Raises:
-        UserError: the weights do not fit the backbone.
+        UserError: there is nothing at ``source``, or it holds no backbone.
     """
-
-    def __init__(self, facts: EncoderFacts, weights: dict[str, Tensor], precision: str) -> None:
-        self.facts = facts
-        self.weights_sha256 = weights_digest(weights)
-        cfg = backbone_config(facts.backbone, facts.width, "FrozenBN", EXTRACTION_DILATION)
-        backbone = build_backbone(cfg)
-        _load_strictly(backbone, weights, facts)
-        self.channels: int = backbone.output_shape()["res5"].channels
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if precision == "auto":
-            if self.device.type == "cuda":
-                fast = torch.cuda.is_bf16_supported()
-            else:
-                fast = bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined]
-            precision = "bfloat16" if fast else "float32"
-        self.precision = precision
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        _fold_batch_norms(backbone)
-        self.backbone = (
-            backbone.eval()
-            .requires_grad_(False)
-            .to(self.device, self.dtype, memory_format=torch.channels_last)
-        )
-        self._mean = torch.tensor(facts.pixel_mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(facts.pixel_std, device=self.device).view(1, 3, 1, 1)
-
-    @torch.inference_mode()
-    def __call__(self, pixels_BHW3: np.ndarray) -> np.ndarray:
-        """Maps (B, C, ceil(H / 32), ceil(W / 32)), float32, of uint8 BGR pixels of one size."""
-        pixels_B3HW = torch.from_numpy(pixels_BHW3).to(self.device).permute(0, 3, 1, 2)
-        normal_B3HW = (pixels_B3HW.float() - self._mean) / self._std
-        maps_BCHW = self.backbone(normal_B3HW.to(self.dtype, memory_format=torch.channels_last))[
-            "res5"
-        ]
-        return maps_BCHW.float().contiguous().cpu().numpy()
-
-    def describe(self, size: str) -> dict[str, Any]:
-        """What a store records, so that its maps can be trusted and made again."""
-        shorter, longest = parse_size(size)
-        return {
-            "name": self.facts.name,
-            "weights_sha256": self.weights_sha256,
-            "backbone": self.facts.backbone,
-            "width": self.facts.width,
-            "layer": "res5, after ReLU",
-            "stride": STRIDE,
-            "pixel_mean": list(self.facts.pixel_mean),
-            "pixel_std": list(self.facts.pixel_std),
-            "channel_order": "BGR, 0-255",
-            "resize": {
-                "shorter": shorter,
-                "longest": longest,
-                "interpolation": "bilinear (Pillow)",
-                "padding": "none",
-            },
-            "precision": self.precision,
-            "versions": versions(),
-        }
-
-
-def load_encoder(weights: str, backbone: str, width: float, precision: str) -> Encoder:
-    """An encoder from a run of train-extractor, its encoder folder, a checkpoint, or "random".
-
-    Args:
-        weights: a folder, a .pth of grid-feats-vqa, or "random".
-        backbone, width: what to build for a bare checkpoint and for random weights.
-        precision: as for ``Encoder``.
-
-    Raises:
-        UserError: there is no encoder, or it does not fit.
-    """
-    if weights == UNTRAINED:
-        facts = EncoderFacts(
-            f"untrained {backbone}", backbone, width, PIXEL_MEAN, BACKBONES[backbone].pixel_std,
-            "600x1000",
-        )  # fmt: skip
-        return Encoder(facts, _random_weights(backbone, width), precision)
-    path = Path(weights)
-    folder = path / "encoder" if (path / "encoder").is_dir() else path
-    if (folder / "encoder.json").is_file():
-        facts = _read_facts(folder / "encoder.json")
-        return Encoder(facts, _read_weights(folder / "encoder.safetensors"), precision)
+    if source == "random":
+        return _random_weights(new_architecture(backbone, width))
+    path = Path(source)
+    for folder in (path / "encoder", path):
+        if (folder / "encoder.json").is_file():
+            return _read_folder(folder)
     if path.is_file():
-        facts = EncoderFacts(
-            path.stem, backbone, width, PIXEL_MEAN, BACKBONES[backbone].pixel_std, "600x1000"
+        return _read_file(path)
+    if (path / "run.json").is_file():
+        raise UserError(
+            f"The training in {path} is not finished, so there is no encoder yet: go on with "
+            "`gridvlp train-extractor --visual-genome data/vg`."
         )
-        return Encoder(facts, _read_weights(path), precision)
     raise UserError(
-        f"There are no encoder weights at {weights}: train them with "
-        "`gridvlp train-extractor --visual-genome data/vg`, or give --weights "
-        "(a folder, a grid-feats-vqa checkpoint, or 'random' for a trial)."
+        f"There are no encoder weights at {path}: train them with `gridvlp train-extractor "
+        "--visual-genome data/vg`, or name a checkpoint with --weights."
     )
+
+
+def _read_folder(folder: Path) -> Weights:
+    try:
+        about = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise UserError(
+                f"{folder} has format {about['format']}; this version reads format {FORMAT}."
+            )
+        known: dict[str, Any] = about["architecture"]
+        values: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in known.items()}
+        architecture = Architecture(**values)
+        sha256 = sha256_of(folder / "encoder.safetensors")
+        if sha256 != about["weights_sha256"]:
+            raise UserError(f"{folder}/encoder.safetensors is not the file it was: copy it anew.")
+        state = load_file(folder / "encoder.safetensors")
+        return Weights(about["name"], architecture, state, sha256, about["size"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} is no whole encoder ({error}).") from error
+
+
+def _read_file(path: Path) -> Weights:
+    try:
+        if path.suffix == ".safetensors":
+            checkpoint: Any = load_file(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be read as a checkpoint of plain tensors: {first}"
+        ) from error
+    state, torchvision = backbone_weights(checkpoint, str(path))
+    architecture = architecture_of(state, str(path))
+    if torchvision:
+        architecture = replace(architecture, **TORCHVISION_PIXELS)
+    return Weights(path.stem, architecture, state, sha256_of(path))
+
+
+def _random_weights(architecture: Architecture) -> Weights:
+    """Weights of seed 0, for benchmarks and tests.
+
+    Without statistics to normalise by, every block would double the variance of its input; the
+    last norm of each block is scaled so that the map stays in float16's range.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = architecture.build().state_dict()
+    for key, value in state.items():
+        if key.endswith("conv3.norm.weight"):
+            value.fill_(0.2)
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].numpy().tobytes())
+    return Weights("random", architecture, state, digest.hexdigest())
 
 
 def save_encoder(
-    folder: Path, model: nn.Module, options: TrainExtractorOptions, vocabulary: Vocabulary
+    folder: Path,
+    name: str,
+    architecture: Architecture,
+    state: dict[str, torch.Tensor],
+    size: str,
+    facts: dict[str, Any],
 ) -> None:
-    """Write a trained detector as an encoder: all its weights, what it needs, its vocabulary."""
-    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "encoder.safetensors")
-    own = {name[len(PREFIX) :]: v for name, v in weights.items() if name.startswith(PREFIX)}
-    write_json(
-        folder / "encoder.json",
-        {
-            "name": f"{options.backbone} on Visual Genome",
-            "backbone": options.backbone,
-            "width": options.width,
-            "pixel_mean": list(PIXEL_MEAN),
-            "pixel_std": list(BACKBONES[options.backbone].pixel_std),
-            "size": options.size,
-            "weights_sha256": weights_digest(own),
-        },
-    )
-    vocabulary.save(folder)
+    """Write an encoder folder.
+
+    Args:
+        folder: an empty folder.
+        name: of the encoder, kept in every store that it fills.
+        architecture: of the backbone.
+        state: its weights by Detectron2's key names, without the prefix "backbone.".
+        size: that it was trained with.
+        facts: what else is worth keeping: vocabulary, recipe.
+    """
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    save_file(plain, folder / "encoder.safetensors")
+    about = {
+        "format": FORMAT,
+        "name": name,
+        "weights_sha256": sha256_of(folder / "encoder.safetensors"),
+        "architecture": asdict(architecture),
+        "size": size,
+        "stride": STRIDE,
+        **facts,
+    }
+    write_json(folder / "encoder.json", about)
 
 
-def load_weights(backbone: nn.Module, path: Path) -> str:
-    """Start a backbone from given weights; says what it did.
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Float32, or bfloat16 where the hardware multiplies in it and ``precision`` is "auto"."""
+    if precision == "auto":
+        if device.type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
+        elif torch.cpu._is_avx512_bf16_supported():
+            return torch.bfloat16
+    return torch.float32
+
+
+class FrozenEncoder(nn.Module):
+    """Photos to C5 maps.
+
+    The norms are folded into the convolutions, memory is channels-last, and the arithmetic is
+    bfloat16 where the hardware has it.
+
+    Args:
+        weights: of the backbone.
+        precision: "auto" or "float32".
 
     Raises:
-        UserError: they do not fit.
+        UserError: the weights do not fit the backbone that their shapes told of.
     """
-    _load_strictly(backbone, _read_weights(path), path)
-    return f"Backbone starts from {path}."
+
+    def __init__(self, weights: Weights, precision: str = "auto") -> None:
+        super().__init__()
+        architecture = weights.architecture
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = choose_precision(precision, self.device)
+        self.channel_order = architecture.channel_order
+        self.channels = architecture.channels
+        self.backbone = architecture.build()
+        load_strictly(self.backbone, weights.state, weights.name)
+        fold_norms(self.backbone)
+        self.backbone.requires_grad_(False)
+        self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
+        self.backbone.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
+        for name in ("pixel_mean", "pixel_std"):
+            values = torch.tensor(getattr(architecture, name), device=self.device)
+            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+
+    @torch.inference_mode()
+    def forward(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
+        """Encode photos of one size.
+
+        Args:
+            pixels_BHW3: (B, H, W, 3), uint8, RGB.
+
+        Returns:
+            (B, C, ceil(H / 32), ceil(W / 32)), float32, after the last ReLU.
+        """
+        if self.channel_order == "BGR":
+            pixels_BHW3 = pixels_BHW3.flip(-1)
+        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last already
+        pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2).to(self.device).float()
+        pixels_B3HW = ((pixels_B3HW - self.pixel_mean) / self.pixel_std).to(self.dtype)
+        return self.backbone(pixels_B3HW)["res5"].float()
 
 
-def weights_digest(weights: dict[str, Tensor]) -> str:
-    """Hex sha256 over names, shapes and values, whatever file they came in."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        if not name.endswith("num_batches_tracked"):
-            value = weights[name].float().contiguous()
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+def fold_norms(module: nn.Module) -> None:
+    """Multiply frozen norms into the convolutions before them, in place; the result is the same."""
+    for layer in module.modules():
+        if isinstance(layer, Conv2d) and isinstance(layer.norm, FrozenBatchNorm2d):
+            norm = layer.norm
+            # double: the product is rounded once, as it would be without folding
+            scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+            bias = norm.bias.double() - norm.running_mean.double() * scale
+            folded = layer.weight.double() * scale.view(-1, 1, 1, 1)
+            layer.weight = nn.Parameter(folded.to(layer.weight.dtype))
+            layer.bias = nn.Parameter(bias.to(layer.weight.dtype))
+            layer.norm = None
 
 
-def _read_facts(path: Path) -> EncoderFacts:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        facts = EncoderFacts(
-            told["name"],
-            told["backbone"],
-            told["width"],
-            tuple(told["pixel_mean"]),
-            tuple(told["pixel_std"]),
-            told["size"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no encoder's description ({error}): train it again.") from error
-    check_backbone(facts.backbone, facts.width)
-    return facts
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Backbone weights of a file, by Detectron2's names without the prefix."""
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            found = loaded.get("model", loaded)
-            found = {name: torch.as_tensor(value) for name, value in found.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there.") from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} holds no weights that can be loaded: {reason}") from error
-    except Exception as error:  # pickle.UnpicklingError: code in the file
-        raise UserError(f"{path} is refused: it holds more than plain weights.") from error
-    return {name[len(PREFIX) :]: v for name, v in found.items() if name.startswith(PREFIX)}
-
-
-def _load_strictly(backbone: nn.Module, weights: dict[str, Tensor], origin: object) -> None:
-    wanted = backbone.state_dict()
-    given = {n: v for n, v in weights.items() if not n.endswith("num_batches_tracked")}
-    missing = [
-        name for name in wanted
-        if not name.endswith("num_batches_tracked")
-        and (name not in given or given[name].shape != wanted[name].shape)
-    ]  # fmt: skip
-    unexpected = [name for name in given if name not in wanted]
-    if missing or unexpected:
-        name = origin.name if isinstance(origin, EncoderFacts) else origin
-        raise UserError(
-            f"The weights of {name} do not fit the backbone: {len(missing)} of {len(wanted)} keys "
-            f"missing or of another shape ({', '.join(missing[:3]) or '-'}), {len(unexpected)} "
-            f"unexpected ({', '.join(unexpected[:3]) or '-'}). Check --backbone and --width."
-        )
-    backbone.load_state_dict(given, strict=False)
-
-
-def _random_weights(backbone: str, width: float) -> dict[str, Tensor]:
-    """Weights that are the same every time; residual branches halved so that maps stay sane."""
-    generator = torch.Generator().manual_seed(0)
-    cfg = backbone_config(backbone, width, "FrozenBN", EXTRACTION_DILATION)
-    weights = build_backbone(cfg).state_dict()
-    for name, value in weights.items():
-        if value.ndim == 4:
-            fan = value[0].numel()
-            value.copy_(torch.randn(value.shape, generator=generator) * (2 / fan) ** 0.5)
-        elif name.endswith("conv3.norm.weight"):
-            value.fill_(0.5)
-    return weights
-
-
-def _fold_batch_norms(backbone: nn.Module) -> None:
-    """Fold each frozen batch norm into the convolution before it."""
-    for module in backbone.modules():
-        if isinstance(module, Conv2d) and isinstance(module.norm, FrozenBatchNorm2d):
-            norm = module.norm
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            bias = norm.bias - norm.running_mean * scale
-            module.weight = nn.Parameter(module.weight * scale.view(-1, 1, 1, 1))
-            module.bias = nn.Parameter(bias)
-            module.norm = None
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,10 @@
-"""Finding photos, and turning any of them into the pixels that an encoder sees."""
+"""Finds photos and turns each into pixels, or says why it cannot."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,106 +12,126 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gridvlp.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MOST_PIXELS = 120_000_000  # a decompression bomb is larger
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+# More is no photo; Pillow's own limit for "decompression bombs" (89 million pixels, twice over)
+MOST_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo: (h, w, 3), uint8, RGB, resized; sizes are (height, width)."""
+
+    pixels_HW3: np.ndarray
+    original_size: tuple[int, int]
 
 
 class BadPhoto(Exception):
-    """A file that cannot be used; the message is the reason, fit for a report."""
+    """A file that is no usable photo; the message is the reason."""
 
 
-@dataclass
-class Found:
-    """Files to decode, in the order of extraction, and how many other files lie beside them."""
+def find_photos(places: Iterable[Path]) -> list[Path]:
+    """The photos in some folders and their subfolders, and single files.
 
-    photos: list[Path] = field(default_factory=list)
-    others: int = 0
-
-
-def find_photos(sources: Iterable[Path]) -> Found:
-    """All files with an image's suffix below folders, or named themselves; each folder sorted.
+    Places come in the order given, the photos of a folder sorted by their path in it. Files are
+    known by their suffix; hidden ones are passed over. A photo named twice is listed once.
 
     Raises:
-        UserError: a source does not exist, or holds no image.
+        UserError: a place does not exist, or a folder holds no photo.
     """
-    found = Found()
-    for source in sources:
-        before = len(found.photos)
-        if source.is_file():
-            found.photos.append(source)
-        elif source.is_dir():
-            for folder, folders, files in os.walk(source, followlinks=True):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(files):
-                    if name.startswith("."):
-                        continue
-                    if name.lower().endswith(SUFFIXES):
-                        found.photos.append(Path(folder, name))
-                    else:
-                        found.others += 1
-        else:
-            raise UserError(f"There is no folder or file {source}.")
-        if len(found.photos) == before:
-            what = f"no image among its {found.others} files" if found.others else "empty"
-            raise UserError(f"{source} holds no photo: it is {what}. Name a folder of photos.")
-    return found
+    found: dict[Path, None] = {}
+    for place in places:
+        if place.is_file():
+            found[place] = None
+            continue
+        if not place.is_dir():
+            raise UserError(f"There is no folder {place}: name the photos with --images FOLDER.")
+        inside = [
+            Path(folder, name)
+            for folder, _, names in os.walk(place, followlinks=True, onerror=_refuse)
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+        if not inside:
+            others = sum(len(names) for _, _, names in os.walk(place))
+            raise UserError(
+                f"The folder {place} is empty."
+                if not others
+                else f"None of the {others} files in {place} is a photo by its name "
+                f"({' '.join(sorted(SUFFIXES))})."
+            )
+        found.update(dict.fromkeys(sorted(inside, key=lambda path: path.parts)))
+    return list(found)
 
 
-def decode(path: Path) -> Image.Image:
-    """A photo as RGB, as a person sees it: EXIF rotation applied, transparency on white.
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be searched: {error.strerror}.") from error
+
+
+def resized(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
+    """The size of a photo whose shorter side becomes ``shorter``, the longer at most ``longest``.
+
+    The ratio of the sides is kept, as by Detectron2's ResizeShortestEdge; no side is below 1.
+    """
+    scale = min(shorter / min(height, width), longest / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def read_photo(path: Path, size: tuple[int, int]) -> Photo:
+    """Decode a photo as a person would see it, and resize it (bilinear, as Detectron2 does).
+
+    Turned as its EXIF data say; grey, palette and CMYK become RGB; what is transparent lies on
+    white; 16 bits become 8; of an animation the first frame is taken.
+
+    Args:
+        path: the file; its content decides the format, not its name.
+        size: shorter side, and the most that the longer may have.
 
     Raises:
-        BadPhoto: with the reason.
+        BadPhoto: the file cannot be read or decoded; the message says why.
     """
     try:
         if path.stat().st_size == 0:
-            raise BadPhoto("empty file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of metadata; pixels are checked by loading
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise BadPhoto(f"{opened.width} x {opened.height} pixels are too many")
-                opened.load()
-                return _rgb(ImageOps.exif_transpose(opened))
-    except BadPhoto:
-        raise
+            raise BadPhoto("the file is empty (0 bytes)")
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadPhoto(f"{image.width} x {image.height} pixels are more than a photo has")
+            image.load()
+            rgb = to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        raise BadPhoto("not an image") from None
-    except Image.DecompressionBombError:
-        raise BadPhoto("too many pixels (decompression bomb)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise BadPhoto("file is gone") from None
-        reason = "truncated" if "truncated" in str(error).lower() else f"damaged ({error})"
-        raise BadPhoto(reason) from None
+        raise BadPhoto("the content is no image format that is known") from None
+    except Image.DecompressionBombError as error:
+        raise BadPhoto(f"more pixels than a photo has: {error}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        cut = "truncated" in reason or "Truncated" in reason
+        raise BadPhoto(f"the file is cut short: {reason}" if cut else reason) from error
+    except (
+        ValueError,
+        SyntaxError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        MemoryError,
+    ) as error:
+        # Pillow's decoders raise all of these on damaged files
+        raise BadPhoto(f"the image is damaged: {error or type(error).__name__}") from error
+    height, width = resized(rgb.height, rgb.width, *size)
+    small = rgb.resize((width, height), Image.Resampling.BILINEAR)
+    return Photo(np.asarray(small), (rgb.height, rgb.width))
 
 
-def _rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        values = np.asarray(photo, dtype=np.float64)
-        if photo.mode == "F" and values.max() <= 1:
-            values = values * 255
-        elif values.max() > 255:
-            values = values / 257  # 65535 -> 255
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-    if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
-        over = photo.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    return photo.convert("RGB")
-
-
-def resized_size(width: int, height: int, shorter: int, longest: int) -> tuple[int, int]:
-    """(width, height) after resizing: Detectron2's ResizeShortestEdge rule, at least 1 x 1."""
-    scale = shorter / min(width, height)
-    new_width, new_height = width * scale, height * scale
-    if max(new_width, new_height) > longest:
-        scale = longest / max(new_width, new_height)
-        new_width, new_height = new_width * scale, new_height * scale
-    return max(1, int(new_width + 0.5)), max(1, int(new_height + 0.5))
-
-
-def resize(photo: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Pixels (H, W, 3), uint8, BGR as Caffe-trained encoders want them; bilinear as Detectron2."""
-    resized = photo.resize(size, Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(resized)[:, :, ::-1])
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB, as a person would see it."""
+    if image.mode.startswith(("I", "F")):
+        values: np.ndarray = np.asarray(image, dtype=np.float32)
+        if values.max(initial=0) > 255:  # 16 bits
+            values = values / 257
+        image = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,89 +1,79 @@
-"""What the extraction commands are told, checked where it is made. Imports nothing heavy."""
+"""What the two commands of the first stage are told, checked where it is made.
+
+Imports nothing heavy: the command line shows these defaults in --help.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
 
-STRIDE = 32  # of C5 (paper 3.2)
+BACKBONES = ("x50", "x101", "x152", "r50")
+SIZE = "600x1000"  # paper 4.2: shorter side 600, longer at most 1000
+PRECISIONS = ("auto", "float32")
+OPTIMIZERS = ("sgd", "adamw")
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A ResNe(X)t as Detectron2 builds it (RECIPES, grid-feats-vqa)."""
-
-    depth: int
-    groups: int
-    width_per_group: int
-    stride_in_1x1: bool
-    pixel_std: tuple[float, float, float]
-
-
-# BGR, 0-255. X-models come from Caffe2: stride in the 3x3, and std by channel; MSRA's R-50 has
-# neither. (The published X-152 wants std 1: its checkpoint says so, see encoder.py.)
-_IMAGENET_STD = (57.375, 57.12, 58.395)
-BACKBONES = {
-    "r50": Backbone(50, 1, 64, True, (1.0, 1.0, 1.0)),
-    "x50": Backbone(50, 32, 4, False, _IMAGENET_STD),
-    "x101": Backbone(101, 32, 8, False, _IMAGENET_STD),
-    "x152": Backbone(152, 32, 8, False, _IMAGENET_STD),
-}
-PIXEL_MEAN = (103.53, 116.28, 123.675)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(shorter, longest) side from "600x1000".
+def parse_size(size: str) -> tuple[int, int]:
+    """The shorter side and the most that the longer may have, in pixels, of "600x1000".
 
     Raises:
-        UserError: it is not two numbers, or the shorter is the larger.
+        UserError: the text is not of that form.
     """
-    parts = str(text).lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise UserError(f"--size {text}: give shorter x longest side, such as 600x1000.")
-    shorter, longest = map(int, parts)
-    if shorter > longest:
-        raise UserError(f"--size {text}: the shorter side comes first.")
-    return shorter, longest
+    shorter, x, longest = size.partition("x")
+    if not (x and shorter.isdigit() and longest.isdigit() and 0 < int(shorter) <= int(longest)):
+        raise UserError(
+            f"--size {size}: give the shorter side and the longest that the other may be, "
+            "as in 600x1000."
+        )
+    return int(shorter), int(longest)
 
 
-def check_backbone(name: str, width: float) -> None:
+def check_backbone(backbone: str, width: float) -> None:
     """Refuse a backbone that cannot be built.
 
     Raises:
-        UserError: no such backbone, or a width that its groups do not divide by.
+        UserError: an unknown name, or a width that does not leave whole groups.
     """
-    if name not in BACKBONES:
-        raise UserError(f"There is no backbone {name!r}; there are {', '.join(BACKBONES)}.")
-    if width <= 0 or (64 * width) % 4 or (BACKBONES[name].groups * width) % 1:
-        raise UserError(f"--width {width}: give 1, 0.5, 0.25 or another share that stays whole.")
+    if backbone not in BACKBONES:
+        raise UserError(f"--backbone {backbone}: there are {', '.join(BACKBONES)}.")
+    if not 0 < width <= 4 or (32 * width) % 1:
+        raise UserError(f"--width {width}: 32 x width must be a whole number, as with 0.25 or 0.5.")
 
 
 @dataclass(frozen=True)
 class TrainExtractorOptions:
-    """What ``gridvlp train-extractor`` is told; defaults are grid-feats-vqa's unless noted."""
+    """What ``gridvlp train-extractor`` is told.
+
+    The defaults are those of grid-feats-vqa (Jiang et al. 2020) where no other source is named.
+    """
 
     visual_genome: Path
     run: Path = Path("runs/extractor")
-    backbone: str = "x50"
-    width: float = 1.0  # ours: share of the published widths
-    vocab: Path | None = None
-    weights: Path | None = None
-    size: str = "600x1000"  # paper 4.2
+    backbone: str = "x50"  # the paper's fastest
+    width: float = 1.0  # of every layer of the backbone, over the published one
+    vocab: Path | None = None  # folder of visual_genome_{objects,attributes}.txt
+    weights: Path | None = None  # backbone to start from; None from scratch
+    size: str = SIZE
     iterations: int = 90_000
     batch_size: int = 16
+    optimizer: str = "sgd"
     learning_rate: float = 0.02
-    warmup: int = 1000  # Detectron2
+    warmup: int = 1000  # Detectron2's WARMUP_ITERS
     weight_decay: float = 1e-4  # Detectron2
-    objects: int = 1600
+    objects: int = 1600  # names taken from the release where there is no vocab
     attributes: int = 400
-    fc_size: int = 1024
-    proposals: int = 2000  # Detectron2: kept per image after NMS in training
-    boxes_per_image: int = 512  # Detectron2: sampled for the box head
-    valid_photos: int = 1000  # ours
-    save_steps: int = 1000  # ours
+    res5_dilation: int = 2
+    rpn_batch: int = 256  # anchors per photo in the RPN's loss; Detectron2's default
+    roi_batch: int = 512  # boxes per photo in the head's losses; Detectron2's default
+    proposals: int = 2000  # kept per photo in training; Detectron2's RPN.POST_NMS_TOPK_TRAIN
+    attribute_weight: float = 0.2
+    valid: float = 0.05  # share of photos held out; grid-feats-vqa holds out 5,000 of 108,000
+    eval_steps: int = 10_000
+    save_steps: int = 1000
     seed: int = 0
     precision: str = "auto"
     threads: int = 2
@@ -91,33 +81,50 @@ class TrainExtractorOptions:
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)
         parse_size(self.size)
-        for name in ("iterations", "batch_size", "learning_rate", "objects", "fc_size", "threads"):
+        for name in (
+            *("iterations", "batch_size", "learning_rate", "objects", "attributes", "rpn_batch"),
+            *("roi_batch", "proposals", "eval_steps", "save_steps", "threads"),
+        ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+        if self.warmup < 0 or self.attribute_weight < 0:
+            raise UserError("--warmup and --attribute-weight cannot be below 0.")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"--optimizer is one of {', '.join(OPTIMIZERS)}.")
+        if not 0 < self.valid < 1:
+            raise UserError("--valid is a share of the photos: above 0 and below 1.")
+        if self.res5_dilation not in (1, 2):
+            raise UserError("--res5-dilation is 1 or 2.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision is one of {', '.join(PRECISIONS)}.")
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the run that it continues."""
-        free = {"run", "save_steps", "threads"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        """What decides the result; a resumed run must have the same."""
+        free = {"run", "threads", "save_steps", "eval_steps"}
+        return {name: value for name, value in vars(self).items() if name not in free}
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
     """What ``gridvlp extract`` is told."""
 
-    images: tuple[Path, ...]
+    images: tuple[Path, ...]  # folders, searched through, and single files
     out: Path = Path("store.zarr")
-    weights: str = "runs/extractor"
-    backbone: str = "x50"  # only for random weights and bare checkpoints
-    width: float = 1.0  # likewise
-    size: str | None = None  # the encoder's own
+    weights: str = "runs/extractor"  # a run, an encoder folder, a checkpoint, or "random"
+    backbone: str = "x50"  # of "random" weights only
+    width: float = 1.0  # of "random" weights only
+    size: str | None = None  # None: the size that the encoder was trained with
     precision: str = "auto"
     batch_size: int = 8
-    threads: int = 2
+    workers: int = 2
 
     def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError("Say which photos: --images FOLDER.")
         check_backbone(self.backbone, self.width)
         if self.size is not None:
             parse_size(self.size)
-        if self.batch_size <= 0 or self.threads <= 0:
-            raise UserError("--batch-size and --threads must be above 0.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision is one of {', '.join(PRECISIONS)}.")
+        if self.batch_size <= 0 or self.workers <= 0:
+            raise UserError("--batch-size and --workers must be above 0.")

@@ -17,12 +17,13 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gridvlp.errors import UserError
+from gridvlp.extract.backbone import load_strictly, new_architecture
 from gridvlp.extract.detector import NO_ATTRIBUTE, build_detector
-from gridvlp.extract.encoder import load_weights, save_encoder
-from gridvlp.extract.photos import BadPhoto, decode, resize, resized_size
+from gridvlp.extract.encoder import choose_precision, read_weights, save_encoder
+from gridvlp.extract.photos import BadPhoto, read_photo
 from gridvlp.extract.settings import TrainExtractorOptions, parse_size
 from gridvlp.extract.visual_genome import Annotated, VisualGenome, read_visual_genome
 from gridvlp.prefetch import Prefetch
@@ -59,7 +60,7 @@ def train_extractor(
     )
     for line in data.counts.lines():
         say(line)
-    train, valid = _hold_out(data, options.valid_photos)
+    train, valid = _hold_out(data, options.valid)
     vocabulary = data.vocabulary
     say(
         f"Training on {len(train):,} photos, {len(valid):,} held out; "
@@ -70,39 +71,51 @@ def train_extractor(
         if run.finished:
             say(f"{options.run} is finished already; give another --run to train again.")
             return run.finished
+        architecture = new_architecture(options.backbone, options.width)
+        given = read_weights(str(options.weights)) if options.weights is not None else None
+        if given is not None:
+            architecture = given.architecture
         torch.manual_seed(options.seed)
-        model = build_detector(options, len(vocabulary.objects), len(vocabulary.attributes))
-        if options.weights is not None:
-            say(load_weights(model.backbone, options.weights))
-        figures = _fit(model, train, valid, options, run)
-        run.replace_folder(
-            "encoder", lambda folder: save_encoder(folder, model, options, vocabulary)
+        model: Any = build_detector(
+            options, architecture, len(vocabulary.objects), len(vocabulary.attributes)
         )
+        if given is not None:
+            load_strictly(model.backbone, given.state, given.name)
+            say(f"Backbone starts from {options.weights}.")
+        figures = _fit(model, train, valid, options, run)
+
+        def fill(folder: Path) -> None:
+            name = f"{architecture.backbone} x {architecture.width:g} on {options.visual_genome}"
+            weights = model.backbone.state_dict()
+            save_encoder(folder, name, architecture, weights, options.size, {"figures": figures})
+            vocabulary.save(folder)
+
+        run.replace_folder("encoder", fill)
         run.finish(figures)
     return figures
 
 
-def _hold_out(data: VisualGenome, most: int) -> tuple[list[Annotated], list[Annotated]]:
-    """Every n-th photo is held out: at most ``most`` and at most a tenth."""
-    count = min(most, len(data.photos) // 10)
-    held = set(np.linspace(0, len(data.photos) - 1, count).astype(int).tolist()) if count else set()
-    train = [photo for i, photo in enumerate(data.photos) if i not in held]
-    return train, [photo for i, photo in enumerate(data.photos) if i in held]
+def _hold_out(data: VisualGenome, share: float) -> tuple[list[Annotated], list[Annotated]]:
+    """Every n-th photo is held out."""
+    every = max(2, round(1 / share))
+    train = [photo for i, photo in enumerate(data.photos) if i % every]
+    return train, data.photos[::every]
 
 
 def _fit(
-    model: nn.Module,
+    model: Any,
     train: list[Annotated],
     valid: list[Annotated],
     options: TrainExtractorOptions,
     run: RunFolder,
 ) -> dict[str, Any]:
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=options.learning_rate,
-        momentum=MOMENTUM,
-        weight_decay=options.weight_decay,
-    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    optimizer: torch.optim.Optimizer
+    if options.optimizer == "sgd":
+        optimizer = torch.optim.SGD(trained, momentum=MOMENTUM, **common)
+    else:
+        optimizer = torch.optim.AdamW(trained, **common, fused=True)
     begin = 0
     found = run.checkpoint()
     if found is not None:
@@ -116,6 +129,9 @@ def _fit(
         save_file(weights, folder / "model.safetensors")
 
     model.train()
+    model.backbone.to(memory_format=torch.channels_last)
+    device = next(model.parameters()).device
+    fast = choose_precision(options.precision, device) == torch.bfloat16
     make = _Batches(train, options)
     step = begin
     total = options.iterations * options.batch_size
@@ -128,7 +144,8 @@ def _fit(
                 torch.manual_seed((options.seed << 32) + number)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * _schedule(number, options)
-                losses = _losses(model, batch.inputs, options.precision)
+                with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                    losses = model(batch.inputs)
                 loss = sum(losses.values(), torch.zeros(()))
                 if not math.isfinite(float(loss)):
                     raise UserError(_diverged(losses, number, options))
@@ -140,6 +157,10 @@ def _fit(
                 if step % LOG_STEPS == 0 or step == options.iterations:
                     values = {name: float(value) for name, value in losses.items()}
                     run.log(step, {"loss": float(loss), **values, "lr": group["lr"]})
+                if step % options.eval_steps == 0 and step < options.iterations:
+                    figures = evaluate(model, valid, options)
+                    run.log(step, figures)
+                    bar.print(f"step {step:,}: {told(figures)}")
                 if step % options.save_steps == 0:
                     run.save_checkpoint(save, optimizer, {"step": step})
         except KeyboardInterrupt:
@@ -147,9 +168,14 @@ def _fit(
             bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
             raise
     run.save_checkpoint(save, optimizer, {"step": step})
-    figures = evaluate(model, valid, options) if valid else {}
+    figures = evaluate(model, valid, options)
     run.log(step, figures)
     return figures
+
+
+def told(figures: dict[str, float]) -> str:
+    """Figures as a line."""
+    return ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
 
 
 def _diverged(losses: dict[str, Tensor], number: int, options: TrainExtractorOptions) -> str:
@@ -161,11 +187,6 @@ def _diverged(losses: dict[str, Tensor], number: int, options: TrainExtractorOpt
     )
 
 
-def _losses(model: nn.Module, inputs: list[dict[str, Any]], precision: str) -> dict[str, Tensor]:
-    """The detector's losses; bfloat16 in the backbone where that is asked for and fast."""
-    return model(inputs)
-
-
 def _schedule(step: int, options: TrainExtractorOptions) -> float:
     passed = sum(step >= share * options.iterations for share in MILESTONES)
     warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
@@ -173,21 +194,44 @@ def _schedule(step: int, options: TrainExtractorOptions) -> float:
 
 
 class _Batches:
-    """The batch of a step: photos in shuffled epochs, half of them mirrored (Detectron2)."""
+    """The batch of a step: photos in shuffled epochs, half of them mirrored (Detectron2).
+
+    Wide and tall photos go into different batches, as in Detectron2, so that little is padded.
+    """
 
     def __init__(self, photos: list[Annotated], options: TrainExtractorOptions) -> None:
         self.photos, self.options = photos, options
         self.size = parse_size(options.size)
+        tall_N = np.array([photo.height > photo.width for photo in photos])
+        self.groups = [
+            group for group in (np.flatnonzero(tall_N), np.flatnonzero(~tall_N)) if len(group)
+        ]
+        self.per_epoch = sum(-(-len(group) // options.batch_size) for group in self.groups)
+        self._plan: tuple[int, np.ndarray] | None = None
+
+    def plan(self, epoch: int) -> np.ndarray:
+        """The photos of an epoch's steps (steps, B); a group's last batch is filled up."""
+        if self._plan is None or self._plan[0] != epoch:
+            rng = np.random.default_rng([self.options.seed, 0, epoch])
+            size = self.options.batch_size
+            rows = []
+            for group in self.groups:
+                order = rng.permutation(group)
+                steps = -(-len(group) // size)
+                rows.append(order.take(np.arange(steps * size), mode="wrap").reshape(steps, size))
+            self._plan = (epoch, rng.permutation(np.concatenate(rows)))
+        return self._plan[1]
 
     def __call__(self, step: int) -> Step:
-        size, count = self.options.batch_size, len(self.photos)
-        mirrored = np.random.default_rng([self.options.seed, 1, step]).random(size) < 0.5
-        inputs = []
-        for place in range(size):
-            epoch, index = divmod(step * size + place, count)
-            order = np.random.default_rng([self.options.seed, 0, epoch]).permutation(count)
-            inputs.append(load(self.photos[order[index]], self.size, bool(mirrored[place])))
-        return Step(inputs)
+        epoch, index = divmod(step, self.per_epoch)
+        chosen = self.plan(epoch)[index]
+        mirrored = np.random.default_rng([self.options.seed, 1, step]).random(len(chosen)) < 0.5
+        return Step(
+            [
+                load(self.photos[photo], self.size, bool(mirror))
+                for photo, mirror in zip(chosen, mirrored, strict=True)
+            ]
+        )
 
 
 def load(photo: Annotated, size: tuple[int, int], mirrored: bool = False) -> dict[str, Any]:
@@ -197,29 +241,28 @@ def load(photo: Annotated, size: tuple[int, int], mirrored: bool = False) -> dic
         UserError: the photo cannot be decoded.
     """
     try:
-        decoded = decode(photo.path)
+        pixels_HW3 = read_photo(photo.path, size).pixels_HW3[:, :, ::-1]  # BGR
     except BadPhoto as error:
         raise UserError(f"{photo.path}: {error}; remove it or fetch it again.") from error
-    width, height = resized_size(*decoded.size, *size)
-    pixels_HW3 = resize(decoded, (width, height))
+    height, width = pixels_HW3.shape[:2]
     boxes_N4 = photo.boxes_N4 * np.array(
         [width / photo.width, height / photo.height] * 2, dtype=np.float32
     )
     if mirrored:
-        pixels_HW3 = np.ascontiguousarray(pixels_HW3[:, ::-1])
+        pixels_HW3 = pixels_HW3[:, ::-1]
         boxes_N4 = boxes_N4[:, [2, 1, 0, 3]]
         boxes_N4[:, [0, 2]] = width - boxes_N4[:, [0, 2]]
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.from_numpy(boxes_N4.copy()))
     instances.gt_classes = torch.from_numpy(photo.classes_N)
     instances.gt_attributes = torch.from_numpy(photo.attributes_NM)
-    pixels_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1).contiguous()
+    pixels_3HW = torch.from_numpy(np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1)))
     return {"image": pixels_3HW, "instances": instances, "height": height, "width": width}
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, photos: list[Annotated], options: TrainExtractorOptions
+    model: Any, photos: list[Annotated], options: TrainExtractorOptions
 ) -> dict[str, float]:
     """Accuracy in percent on true boxes: of classes, and of attributes.
 

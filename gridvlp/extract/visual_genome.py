@@ -124,10 +124,10 @@ def read_visual_genome(
         vocabulary = Vocabulary.load(vocab)
     else:
         names = (_clean(t["names"][0]) for e in named for t in e["objects"] if t.get("names"))
-        words = (word for list_of in told.values() for word in list_of)
+        said = (word for given in told.values() for word in given)
         vocabulary = Vocabulary(
             [[name] for name in _most_frequent(names, objects)],
-            [[word] for word in _most_frequent(words, attributes)],
+            [[word] for word in _most_frequent(said, attributes)],
         )
     files = {
         path.stem: path for name in FOLDERS if (folder / name).is_dir()

@@ -1,0 +1,170 @@
+"""The C5 backbone: a Detectron2 ResNet or ResNeXt, described by a handful of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
+from torch import nn
+
+from gridvlp.errors import UserError
+
+# depth, groups and channels per group, as in grid-feats-vqa; x50 is ResNeXt-50 32x4d
+SHAPES = {"r50": (50, 1, 64), "x50": (50, 32, 4), "x101": (101, 32, 8), "x152": (152, 32, 8)}
+RES4_BLOCKS = {50: 6, 101: 23, 152: 36}
+
+# Of 0-255 pixels in BGR (Detectron2); R-50 and X-152 were published with std 1, X-101 with this.
+MEAN_BGR = (103.53, 116.28, 123.675)
+STD_BGR = (57.375, 57.12, 58.395)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone and how its pixels are prepared."""
+
+    backbone: str
+    width: float = 1.0
+    pixel_mean: tuple[float, ...] = MEAN_BGR
+    pixel_std: tuple[float, ...] = STD_BGR
+    channel_order: str = "BGR"
+    stride_in_1x1: bool = False  # True for MSRA's ResNets, False for Caffe2's ResNeXts
+
+    @property
+    def channels(self) -> int:
+        """C of the C5 map."""
+        return round(2048 * self.width)
+
+    def config(self, *, dilation: int, norm: str, freeze_at: int) -> CfgNode:
+        """Detectron2's configuration of this backbone and its pixels."""
+        depth, groups, per_group = SHAPES[self.backbone]
+        if groups == 1:
+            per_group = round(per_group * self.width)
+        else:
+            groups = round(groups * self.width)
+        cfg = get_cfg()
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.MODEL.PIXEL_MEAN = list(self.pixel_mean)
+        cfg.MODEL.PIXEL_STD = list(self.pixel_std)
+        cfg.INPUT.FORMAT = self.channel_order
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+        cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+        resnets = cfg.MODEL.RESNETS
+        resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = depth, groups, per_group
+        resnets.STEM_OUT_CHANNELS = round(64 * self.width)
+        resnets.RES2_OUT_CHANNELS = round(256 * self.width)
+        resnets.STRIDE_IN_1X1 = self.stride_in_1x1
+        resnets.RES5_DILATION = dilation
+        resnets.NORM = norm
+        resnets.OUT_FEATURES = ["res5"]
+        return cfg
+
+    def build(self) -> ResNet:
+        """The backbone as extraction uses it: dilation 1, stride 32, frozen norms."""
+        cfg = self.config(dilation=1, norm="FrozenBN", freeze_at=0)
+        return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def new_architecture(backbone: str, width: float) -> Architecture:
+    """The architecture of a backbone trained from scratch, or published by grid-feats-vqa."""
+    return Architecture(
+        backbone,
+        width,
+        pixel_std=(1.0, 1.0, 1.0) if backbone in ("r50", "x152") else STD_BGR,
+        stride_in_1x1=backbone == "r50",
+    )
+
+
+def architecture_of(weights: Mapping[str, torch.Tensor], name: str) -> Architecture:
+    """Tell the architecture from the shapes of a backbone's weights (Detectron2's key names).
+
+    Raises:
+        UserError: they are of no backbone that is known here.
+    """
+    try:
+        stem = weights["stem.conv1.weight"].shape[0]
+        conv2 = weights["res2.0.conv2.weight"].shape
+        blocks = sum(f"res4.{i}.conv1.weight" in weights for i in range(64))
+    except KeyError as error:
+        raise UserError(f"{name} holds no ResNet backbone: it has no {error.args[0]}.") from error
+    width = stem / 64
+    for backbone, (depth, groups, per_group) in SHAPES.items():
+        expected = (
+            (round(64 * width), round(64 * width))
+            if groups == 1
+            else (round(groups * width) * per_group, per_group)
+        )
+        if RES4_BLOCKS[depth] == blocks and tuple(conv2[:2]) == expected:
+            return new_architecture(backbone, width)
+    raise UserError(
+        f"{name} is of no backbone known here ({', '.join(SHAPES)}): it has {blocks} blocks in "
+        f"res4 and res2.0.conv2 of shape {tuple(conv2)}."
+    )
+
+
+def from_torchvision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename a torchvision ResNet's weights to Detectron2's names; its classifier is left out."""
+    renamed = {}
+    for key, value in weights.items():
+        if key.startswith("fc."):
+            continue
+        for i in range(1, 5):
+            key = key.replace(f"layer{i}.", f"res{i + 1}.")
+        if key.startswith(("conv1.", "bn1.")):
+            key = f"stem.{key}"
+        key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        for i in range(1, 4):
+            key = key.replace(f"bn{i}.", f"conv{i}.norm.")
+        renamed[key] = value
+    return renamed
+
+
+def backbone_weights(checkpoint: Any, name: str) -> tuple[dict[str, torch.Tensor], bool]:
+    """The backbone's weights in Detectron2's names, and whether they were torchvision's.
+
+    Args:
+        checkpoint: what a file held: a state dict, or a dict with one at "model" as
+            grid-feats-vqa and Detectron2 write it.
+        name: of the file, for the message.
+
+    Raises:
+        UserError: there are no tensors in it.
+    """
+    found = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
+    found = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if "layer1.0.conv1.weight" in found:
+        return from_torchvision(found), True
+    inside = {k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")}
+    if not (inside or found):
+        raise UserError(f"{name} holds no weights.")
+    return inside or found, False
+
+
+def load_strictly(backbone: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Load a backbone's weights; every one it needs must be there, in shape, and no other.
+
+    ``num_batches_tracked`` counts steps and is no weight; norms without running statistics are
+    Caffe2's, which come with the statistics multiplied in: they get mean 0 and variance 1.
+
+    Raises:
+        UserError: a weight is missing, unknown or of another shape.
+    """
+    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    wanted = {k: v for k, v in backbone.state_dict().items() if not k.endswith("batches_tracked")}
+    if not any(key.endswith("running_var") for key in given):
+        for key, value in wanted.items():
+            if key.endswith(("running_mean", "running_var")):
+                given[key] = value.clone()
+    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    wrong = [k for k in sorted(wanted.keys() & given.keys()) if wanted[k].shape != given[k].shape]
+    for what, keys in (("lacks", missing), ("has unknown", unknown), ("has misshapen", wrong)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"{name} does not fit this backbone: it {what} {', '.join(keys[:3])}{more}."
+            )
+    backbone.load_state_dict(given, strict=False)
