@@ -34,25 +34,21 @@ Box = tuple[int, int, int, int]
 
 def render(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
     """The photo (RGB) and the box of what is visible of each thing, in the order of ``things``."""
-    height, width = scene.height * SUPERSAMPLING, scene.width * SUPERSAMPLING
-    canvas_HW3: np.ndarray = _ground(scene.background, height, width, rng)
-    owner_HW = np.full((height, width), -1, dtype=np.int8)
+    canvas_HW3 = _ground(scene.background, scene.height, scene.width, rng)
+    owner_HW = np.full((scene.height, scene.width), -1, dtype=np.int8)
     for number, thing in enumerate(scene.things):
+        _cast_shadow(canvas_HW3, thing, scene.light)
         _paint(canvas_HW3, owner_HW, number, thing, scene.light, rng)
+    canvas_HW3 *= _light(scene, rng)[..., None]
+    canvas_HW3 += NOISE * rng.standard_normal(canvas_HW3.shape, dtype=np.float32)
     photo = Image.fromarray(np.clip(canvas_HW3, 0, 255).astype(np.uint8))
-    photo = photo.resize((scene.width, scene.height), Image.Resampling.BOX)
-    pixels_HW3: np.ndarray = np.asarray(photo, dtype=np.float32)
-    pixels_HW3 = pixels_HW3 * _light(scene, rng)[..., None]
-    pixels_HW3 += rng.normal(scale=NOISE, size=pixels_HW3.shape).astype(np.float32)
-    photo = Image.fromarray(np.clip(pixels_HW3, 0, 255).astype(np.uint8))
     return photo, [_box(owner_HW == number) for number in range(len(scene.things))]
 
 
 def _box(mask_HW: np.ndarray) -> Box:
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    top, left = rows[0] // SUPERSAMPLING, columns[0] // SUPERSAMPLING
-    bottom, right = rows[-1] // SUPERSAMPLING + 1, columns[-1] // SUPERSAMPLING + 1
-    return int(left), int(top), int(right - left), int(bottom - top)
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
 def _light(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -76,7 +72,7 @@ def _ground(kind: str, height: int, width: int, rng: np.random.Generator) -> np.
     one, other = (np.array(value, dtype=np.float32) for value in GROUND_VALUES[kind])
     y_H1 = np.arange(height, dtype=np.float32)[:, None]
     x_1W = np.arange(width, dtype=np.float32)[None]
-    scale = SUPERSAMPLING * rng.uniform(0.85, 1.2)
+    scale = rng.uniform(0.85, 1.2)
     mix_HW: np.ndarray
     if kind == "tiles":
         size = 26 * scale
@@ -101,6 +97,24 @@ def _ground(kind: str, height: int, width: int, rng: np.random.Generator) -> np.
     return ground_HW3 + patches_HW[..., None]
 
 
+def _cast_shadow(canvas_HW3: np.ndarray, thing: Thing, light: tuple[float, float]) -> None:
+    """Darken the ground below a thing, away from the light."""
+    rows, columns = _window(canvas_HW3, thing, 1.35)
+    v_H1 = ((np.arange(rows.start, rows.stop) + 0.5 - thing.y) / thing.radius)[:, None]
+    u_1W = ((np.arange(columns.start, columns.stop) + 0.5 - thing.x) / thing.radius)[None]
+    distance_HW = ((u_1W - 0.12 * light[0]) / 1.1) ** 2 + ((v_H1 - 0.72) / 0.45) ** 2
+    shade_HW = 1 - 0.38 * np.clip(1.15 - distance_HW, 0, 1)
+    canvas_HW3[rows, columns] *= shade_HW.astype(np.float32)[..., None]
+
+
+def _window(canvas_HW3: np.ndarray, thing: Thing, reach: float) -> tuple[slice, slice]:
+    """Rows and columns of the photo within ``reach`` radii of a thing."""
+    height, width, _ = canvas_HW3.shape
+    far = reach * thing.radius
+    rows = slice(max(0, int(thing.y - far)), min(height, int(thing.y + far) + 1))
+    return rows, slice(max(0, int(thing.x - far)), min(width, int(thing.x + far) + 1))
+
+
 def _paint(
     canvas_HW3: np.ndarray,
     owner_HW: np.ndarray,
@@ -109,55 +123,66 @@ def _paint(
     light: tuple[float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Paint a thing and its shadow over what is there."""
-    radius = thing.radius * SUPERSAMPLING
-    centre_x, centre_y = thing.x * SUPERSAMPLING, thing.y * SUPERSAMPLING
-    reach = 1.35 * radius
-    height, width = owner_HW.shape
-    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 1)
-    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 1)
-    v_H1 = ((np.arange(top, bottom) + 0.5 - centre_y) / radius).astype(np.float32)[:, None]
-    u_1W = ((np.arange(left, right) + 0.5 - centre_x) / radius).astype(np.float32)[None]
-    patch_HW3 = canvas_HW3[top:bottom, left:right]
-
-    shadow_HW = ((u_1W - 0.12 * light[0]) / 1.1) ** 2 + ((v_H1 - 0.72) / 0.45) ** 2
-    patch_HW3 *= (1 - 0.38 * np.clip(1.15 - shadow_HW, 0, 1))[..., None]
-
-    mask_HW, normal_3HW = _surface(thing.shape, u_1W + 0 * v_H1, v_H1 + 0 * u_1W)
+    """Paint a thing, supersampled, over what is there; ``owner_HW`` gets its number."""
+    rows, columns = _window(canvas_HW3, thing, 1.1)
+    step = 1 / SUPERSAMPLING
+    y, x = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
+    v_H1 = ((y + step / 2 - thing.y) / thing.radius).astype(np.float32)[:, None]
+    u_1W = ((x + step / 2 - thing.x) / thing.radius).astype(np.float32)[None]
+    mask_HW, normal_3HW, mirrored_HW = _surface(thing.shape, *np.broadcast_arrays(u_1W, v_H1))
+    normal_3HW = normal_3HW / np.sqrt(np.maximum((normal_3HW**2).sum(0), 1e-6))
     normal_x, normal_y, normal_z = normal_3HW
-    facing = np.clip(0.62 * (normal_x * light[0] + normal_y * light[1]) + 0.78 * normal_z, 0, 1)
-    shine = np.clip(0.5 * (normal_x * light[0] + normal_y * light[1]) + 0.86 * normal_z, 0, 1)
+    toward_light_HW = normal_x * light[0] + normal_y * light[1]
+    facing_HW = np.clip(0.62 * toward_light_HW + 0.78 * normal_z, 0, 1)
     value: np.ndarray = np.array(COLOUR_VALUES[thing.colour], dtype=np.float32)
-    value = value * rng.uniform(0.93, 1.05) + rng.normal(scale=4, size=3)
-    ambient, gloss = {"metal": (0.36, 0.85), "rubber": (0.55, 0.0), "wooden": (0.5, 0.06)}[
-        thing.material
-    ]
-    shade_HW = ambient + (1 - ambient) * facing
+    value = value * np.float32(rng.uniform(0.93, 1.05))
+    value = value + 4 * rng.standard_normal(3, dtype=np.float32)
+    ambient = {"metal": 0.4, "rubber": 0.55, "wooden": 0.5}[thing.material]
+    colour_HW3 = value * (ambient + (1 - ambient) * facing_HW)[..., None]
     if thing.material == "wooden":
-        bend = 0.5 * np.sin(1.7 * v_H1 + rng.uniform(0, 6)) + rng.uniform(-0.4, 0.4)
-        grain_HW = np.sin(2 * np.pi * (2.2 * u_1W + 0.6 * bend))
-        shade_HW = shade_HW * (0.84 + 0.22 * grain_HW)
-    colour_HW3 = value * shade_HW[..., None]
-    if thing.material == "wooden":
-        colour_HW3 = 0.86 * colour_HW3 + 0.14 * np.array((150, 105, 60), np.float32)
+        bend_HW = 0.5 * np.sin(1.7 * v_H1 + rng.uniform(0, 6)) + rng.uniform(-0.4, 0.4)
+        grain_HW = np.sin(2 * np.pi * (2.2 * u_1W + 0.6 * bend_HW))
+        colour_HW3 = colour_HW3 * (0.84 + 0.22 * grain_HW)[..., None]
+        brown_HW1 = (0.13 + 0.08 * grain_HW)[..., None]
+        colour_HW3 += brown_HW1 * (np.array((165, 115, 65), np.float32) - colour_HW3)
     if thing.material == "metal":
-        band_HW = np.exp(-(((normal_y - 0.25) / 0.16) ** 2)) - 0.7 * np.exp(
-            -(((normal_y + 0.1) / 0.2) ** 2)
-        )
-        colour_HW3 = colour_HW3 * (1 + 0.42 * band_HW[..., None])
-        colour_HW3 += 70 * np.clip(band_HW, 0, 1)[..., None]
-    colour_HW3 = colour_HW3 + gloss * 235 * (shine**28)[..., None]
-    patch_HW3[mask_HW] = colour_HW3[mask_HW]
-    owner_HW[top:bottom, left:right][mask_HW] = number
+        sky_HW = np.exp(-(((mirrored_HW - 0.25) / 0.16) ** 2))
+        ground_HW = np.exp(-(((mirrored_HW + 0.12) / 0.2) ** 2))
+        glint_HW = np.clip(0.5 * toward_light_HW + 0.86 * normal_z, 0, 1) ** 28
+        colour_HW3 = colour_HW3 * (1 + 0.5 * sky_HW - 0.38 * ground_HW)[..., None]
+        colour_HW3 = colour_HW3 + (60 * sky_HW + 190 * glint_HW)[..., None]
+    covered_HW = _average(mask_HW.astype(np.float32)[..., None])
+    painted_HW3 = _average(np.clip(colour_HW3, 0, 255) * mask_HW[..., None])
+    canvas_HW3[rows, columns] = canvas_HW3[rows, columns] * (1 - covered_HW) + painted_HW3
+    owner_HW[rows, columns][covered_HW[..., 0] >= 0.5] = number
 
 
-def _surface(shape: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a shape is (bool H, W) and its normals (3, H, W; x right, y down, z to the viewer)."""
+def _average(patch_HWC: np.ndarray) -> np.ndarray:
+    """Mean over the supersamples of each pixel."""
+    every = range(SUPERSAMPLING)
+    total = sum(patch_HWC[i::SUPERSAMPLING, j::SUPERSAMPLING] for i in every for j in every)
+    return np.asarray(total) / np.float32(SUPERSAMPLING**2)
+
+
+def _surface(
+    shape: str, u_HW: np.ndarray, v_HW: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a shape is, which way it faces, and what of its surroundings a polished one mirrors.
+
+    Args:
+        shape: one of SHAPES.
+        u_HW, v_HW: place of each pixel from the centre, right and down, in radii.
+
+    Returns:
+        Mask (H, W), bool; normals (3, H, W), of any length: x right, y down, z to the viewer;
+        what is mirrored (H, W), from -1 (above) to 1.
+    """
+    u, v = u_HW, v_HW
     zero = np.zeros_like(u)
     if shape == "ball":
         square = (u * u + v * v) / 0.9
         z = np.sqrt(np.clip(1 - square, 0, 1))
-        return square <= 1, np.stack([u / 0.95, v / 0.95, z])
+        return square <= 1, np.stack([u / 0.95, v / 0.95, z]), v
     if shape == "cube":
         side = 0.866
         mask = (
@@ -166,11 +191,12 @@ def _surface(shape: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.n
             & (np.abs(0.5 * u - side * v) <= side)
         )
         top = v < -np.abs(u) * 0.577
-        # Slightly bulging faces, so that metal has something to mirror.
-        x = np.where(top, 0.0, np.where(u > 0, 0.75, -0.75)) + 0.3 * u
-        y = np.where(top, -0.85, 0.1) + 0.45 * v
+        x = np.where(top, 0.0, np.where(u > 0, 0.75, -0.75))
+        y = np.where(top, -0.85, 0.1)
         z = np.where(top, 0.52, 0.62)
-        return mask, np.stack([x, y, z])
+        below_edge = v + 0.577 * np.abs(u)  # of the upper face
+        mirrored = np.where(top, 0.75 * u + 0.05, 1.3 * (below_edge - 0.45))
+        return mask, np.stack([x, y, z]), mirrored
     if shape == "cylinder":
         half, lid = 0.68, 0.24
         inside = np.sqrt(np.clip(1 - (u / half) ** 2, 0, 1))
@@ -178,32 +204,30 @@ def _surface(shape: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.n
         cap = (u / half) ** 2 + ((v + 0.62) / lid) ** 2 <= 1
         x = np.where(cap, 0.0, u / half)
         y = np.where(cap, -0.85, 0.05)
-        return body | cap, np.stack([x, y, np.where(cap, 0.5, inside)])
+        mirrored = np.where(cap, u / half - 0.5, u / half)
+        return body | cap, np.stack([x, y, np.where(cap, 0.5, inside)]), mirrored
     if shape == "cone":
         half, foot = 0.88, 0.62
         share = np.clip((v + 1) / (1 + foot), 1e-3, 1)
-        slope = np.clip(u / (half * share), -1, 1)
-        inside = np.sqrt(np.clip(1 - (u / half) ** 2, 0, 1))
+        across = np.clip(u / (half * share), -1, 1)
         body = (np.abs(u) <= half * share) & (v >= -1) & (v <= foot)
-        base = (u / half) ** 2 + ((v - foot) / 0.26) ** 2 <= 1
-        z = np.sqrt(np.clip(1 - slope**2, 0, 1)) * 0.9
-        return body | (base & (v >= foot) & (inside >= 0)), np.stack([slope * 0.9, zero - 0.35, z])
+        base = ((u / half) ** 2 + ((v - foot) / 0.26) ** 2 <= 1) & (v >= foot)
+        z = np.sqrt(np.clip(1 - across**2, 0, 1)) * 0.9
+        return body | base, np.stack([across * 0.9, zero - 0.35, z]), across
     if shape == "ring":
         distance = np.sqrt(u * u + (v / 0.8) ** 2) + 1e-6
         tube = (distance - 0.7) / 0.28
         x, y = tube * u / distance, tube * v / distance
-        return np.abs(tube) <= 1, np.stack([x, y, np.sqrt(np.clip(1 - tube**2, 0, 1))])
+        return np.abs(tube) <= 1, np.stack([x, y, np.sqrt(np.clip(1 - tube**2, 0, 1))]), y
     # star: five points, each folded along its middle
     angle, distance = np.arctan2(u, -v), np.sqrt(u * u + v * v)
     fifth = 2 * np.pi / 5
     folded = np.abs((angle + fifth / 2) % fifth - fifth / 2)
     inner, outer = 0.46, 1.05
-    tip_x, tip_y = outer, 0.0
     notch_x, notch_y = inner * np.cos(fifth / 2), inner * np.sin(fifth / 2)
     point_x, point_y = distance * np.cos(folded), distance * np.sin(folded)
-    edge = (notch_x - tip_x) * (point_y - tip_y) - (notch_y - tip_y) * (point_x - tip_x)
+    edge = (notch_x - outer) * point_y - notch_y * (point_x - outer)
     side = np.sign((angle + fifth / 2) % fifth - fifth / 2)
-    centre = np.round(angle / fifth) * fifth
-    facing = centre + side * np.pi / 2.6
+    facing = np.round(angle / fifth) * fifth + side * np.pi / 2.6
     x, y = 0.55 * np.sin(facing) + 0.3 * u, -0.55 * np.cos(facing) + 0.3 * v
-    return edge >= 0, np.stack([x, y, zero + 0.75])
+    return edge >= 0, np.stack([x, y, zero + 0.75]), 1.3 * distance - 0.55 + 0.25 * side

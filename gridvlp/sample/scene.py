@@ -13,10 +13,10 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")
 
 RADIUS = {"small": 0.12, "large": 0.205}  # of the photo's shorter side
-ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3))
+ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 SHORTER_SIDES = (208, 240, 256, 272)
 MOST_THINGS = 5
-CLOSEST = 0.82  # centres are at least this share of the summed radii apart: little is hidden
+CLOSEST = 0.78  # centres are at least this share of the summed radii apart: little is hidden
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     shorter = int(SHORTER_SIDES[rng.integers(len(SHORTER_SIDES))])
     longer = round(shorter * max(wide, high) / min(wide, high))
     width, height = (longer, shorter) if wide >= high else (shorter, longer)
-    width, height = width + int(rng.integers(-6, 7)), height + int(rng.integers(-6, 7))
 
     count = int(rng.integers(2, MOST_THINGS + 1))
     repeated = rng.random()
@@ -108,3 +107,8 @@ def _free_spot(
         ):
             return float(x), float(y)
     return None
+
+
+def a(words: str) -> str:
+    """The words with their indefinite article."""
+    return f"an {words}" if words.startswith("orange") else f"a {words}"

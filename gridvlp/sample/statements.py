@@ -1,4 +1,4 @@
-"""Captions, region phrases, and NLVR2's statements about two scenes."""
+"""NLVR2's statements about two scenes, balanced: each is true of half of the pairs it is about."""
 
 from __future__ import annotations
 
@@ -6,127 +6,114 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gridvlp.sample.scene import COLOURS, MATERIALS, MOST_THINGS, SHAPES, Scene, Thing
+from gridvlp.sample.scene import COLOURS, MATERIALS, MOST_THINGS, SHAPES, SIZES, Scene, a
 
 Truth = Callable[[Scene, Scene], bool]
+Statement = tuple[str, tuple[str, ...], Truth]  # kind, ways to say it, whether it is true
 
-# Shares of NLVR2's kinds of statement; the hard ones (counting, comparing) are few.
-STATEMENT_SHARES = {
-    "one side": 0.5, "both": 0.16, "either": 0.12, "nothing": 0.1, "exactly": 0.06, "more": 0.06,
+# Shares of the kinds of statement; the hard ones (counting, comparing) are few.
+SHARES = {
+    "one side": 0.46, "both": 0.15, "either": 0.13, "nothing": 0.09, "all": 0.05,
+    "one image": 0.04, "exactly": 0.04, "more": 0.04,
 }  # fmt: skip
 
 
-def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five captions, as COCO has."""
-    things = list(scene.things)
-    rng.shuffle(things)
-    one, other = things[0], things[-1]
-    first = scene.things[0] if scene.things[0].x < scene.things[-1].x else scene.things[-1]
-    last = scene.things[-1] if first is scene.things[0] else scene.things[0]
-    made = [
-        f"A {one.colour} {one.shape} and a {other.colour} {other.shape} on {scene.background}.",
-        f"A {one.size} {one.colour} {one.material} {one.shape}.",
-        f"There is a {other.material} {other.shape} and {len(things) - 1} other things.",
-        f"{len(things)} things on {scene.background}, one is a {other.colour} {other.shape}.",
-        f"A {first.colour} {first.shape} to the left of a {last.colour} {last.shape}.",
-    ]
-    return [
-        text.replace("A orange", "An orange").replace(" a orange", " an orange") for text in made
-    ]
-
-
-def region_phrases(thing: Thing) -> list[str]:
-    """What Visual Genome's annotators might write of one thing."""
-    made = [
-        f"a {thing.size} {thing.colour} {thing.material} {thing.shape}",
-        f"the {thing.shape} is {thing.colour}",
-        f"a {thing.material} {thing.shape}",
-    ]
-    return [text.replace("a orange", "an orange") for text in made]
-
-
-def _count(
-    of: Callable[[Scene, Scene], Scene], words: tuple[str, ...], low: int, high: int
-) -> Truth:
-    """Whether one of the scenes has from ``low`` to ``high`` things of these words."""
-
-    def true(left: Scene, right: Scene) -> bool:
-        return low <= of(left, right).count(*words) <= high
-
-    return true
-
-
-def _scenes_with(words: tuple[str, ...], least: int) -> Truth:
-    """Whether at least ``least`` of the two scenes have a thing of these words."""
-
-    def true(left: Scene, right: Scene) -> bool:
-        return (left.count(*words) > 0) + (right.count(*words) > 0) >= least
-
-    return true
-
-
-def _left(left: Scene, right: Scene) -> Scene:
-    return left
-
-
-def _right(left: Scene, right: Scene) -> Scene:
-    return right
-
-
-def _more_left(left: Scene, right: Scene) -> bool:
-    return len(left.things) > len(right.things)
-
-
-def _more_right(left: Scene, right: Scene) -> bool:
-    return len(left.things) < len(right.things)
-
-
-def statements() -> Iterator[tuple[str, str, Truth]]:
-    """All statements about a pair of scenes: (kind, sentence, whether it is true)."""
+def statements() -> Iterator[Statement]:
+    """All statements about a pair of scenes."""
     described = [(word, shape) for word in (*COLOURS, *MATERIALS) for shape in SHAPES]
-    for side, of in (("left", _left), ("right", _right)):
-        for shape in SHAPES:
-            sentence = f"The {side} image contains a {shape}."
-            yield "one side", sentence, _count(of, (shape,), 1, MOST_THINGS)
-            sentence = f"There are exactly two {shape}s in the {side} image."
-            yield "exactly", sentence, _count(of, (shape,), 2, 2)
-        for word, shape in described:
-            sentence = f"The {side} image contains {_a(word)} {shape}."
-            yield "one side", sentence, _count(of, (word, shape), 1, MOST_THINGS)
+    nouns = [*((shape,) for shape in SHAPES), *described]
+    said: tuple[str, ...]
+    for side in ("left", "right"):
+        for words in nouns:
+            thing = a(" ".join(words))
+            said = (
+                f"The {side} image contains {thing}.",
+                f"There is {thing} in the {side} image.",
+            )
+            yield "one side", said, _count(side, words, 1, MOST_THINGS)
         for colour in COLOURS:
-            sentence = f"There is nothing {colour} in the {side} image."
-            yield "nothing", sentence, _count(of, (colour,), 0, 0)
-    yield "more", "There are more things in the left image than in the right image.", _more_left
-    yield "more", "There are more things in the right image than in the left image.", _more_right
+            said = (
+                f"There is nothing {colour} in the {side} image.",
+                f"No thing in the {side} image is {colour}.",
+            )
+            yield "nothing", said, _count(side, (colour,), 0, 0)
+        for word in (*MATERIALS, *SIZES):
+            said = (
+                f"Everything in the {side} image is {word}.",
+                f"All things in the {side} image are {word}.",
+            )
+            yield "all", said, _all(side, word)
+        for shape in SHAPES:
+            said = (f"There are exactly two {shape}s in the {side} image.",)
+            yield "exactly", said, _count(side, (shape,), 2, 2)
+    for words in nouns:
+        thing = a(" ".join(words))
+        said = (f"At least one image contains {thing}.", f"One of the images shows {thing}.")
+        yield "either", said, _images_with(words, 1, 2)
     for shape in SHAPES:
-        yield "both", f"Both images contain a {shape}.", _scenes_with((shape,), 2)
+        said = (f"Both images contain a {shape}.", f"There is a {shape} in both images.")
+        yield "both", said, _images_with((shape,), 2, 2)
+        yield "one image", (f"Exactly one image contains a {shape}.",), _images_with((shape,), 1, 1)
     for colour in COLOURS:
-        sentence = f"There is something {colour} in both images."
-        yield "both", sentence, _scenes_with((colour,), 2)
-    for word, shape in described:
-        sentence = f"At least one of the images contains {_a(word)} {shape}."
-        yield "either", sentence, _scenes_with((word, shape), 1)
+        said = (f"Both images contain something {colour}.",)
+        yield "both", said, _images_with((colour,), 2, 2)
+        said = (f"Exactly one image contains something {colour}.",)
+        yield "one image", said, _images_with((colour,), 1, 1)
+    for more, fewer in (("left", "right"), ("right", "left")):
+        said = (
+            f"There are more things in the {more} image than in the {fewer} image.",
+            f"The {more} image has more things than the {fewer} image.",
+        )
+        yield "more", said, _more(more)
 
 
 def choose_statements(
     pairs: Sequence[tuple[Scene, Scene]], count: int, rng: np.random.Generator
 ) -> list[tuple[str, list[bool]]]:
-    """Statements that hold for exactly half of the pairs, with their truth for each pair."""
-    by_kind: dict[str, list[tuple[str, list[bool]]]] = {kind: [] for kind in STATEMENT_SHARES}
-    for kind, sentence, true in statements():
+    """Up to ``count`` statements that hold for exactly half of the pairs: (text, its truths)."""
+    by_kind: dict[str, list[tuple[tuple[str, ...], list[bool]]]] = {kind: [] for kind in SHARES}
+    for kind, said, true in statements():
         truths = [true(left, right) for left, right in pairs]
         if 2 * sum(truths) == len(pairs):
-            by_kind[kind].append((sentence, truths))
-    for found in by_kind.values():
-        rng.shuffle(found)
+            by_kind[kind].append((said, truths))
     chosen: list[tuple[str, list[bool]]] = []
-    kinds, shares = list(STATEMENT_SHARES), np.array(list(STATEMENT_SHARES.values()))
+    kinds, shares = list(SHARES), np.array(list(SHARES.values()))
     while len(chosen) < count and any(by_kind.values()):
         open_shares = shares * [bool(by_kind[kind]) for kind in kinds]
         kind = kinds[rng.choice(len(kinds), p=open_shares / open_shares.sum())]
-        chosen.append(by_kind[kind].pop())
+        said, truths = by_kind[kind].pop(int(rng.integers(len(by_kind[kind]))))
+        chosen.append((said[rng.integers(len(said))], truths))
     return chosen
 
 
-def _a(word: str) -> str:
-    return f"an {word}" if word == "orange" else f"a {word}"
+def _side(side: str, left: Scene, right: Scene) -> Scene:
+    return left if side == "left" else right
+
+
+def _count(side: str, words: tuple[str, ...], low: int, high: int) -> Truth:
+    def true(left: Scene, right: Scene) -> bool:
+        return low <= _side(side, left, right).count(*words) <= high
+
+    return true
+
+
+def _all(side: str, word: str) -> Truth:
+    def true(left: Scene, right: Scene) -> bool:
+        return all(thing.has(word) for thing in _side(side, left, right).things)
+
+    return true
+
+
+def _images_with(words: tuple[str, ...], low: int, high: int) -> Truth:
+    def true(left: Scene, right: Scene) -> bool:
+        return low <= (left.count(*words) > 0) + (right.count(*words) > 0) <= high
+
+    return true
+
+
+def _more(side: str) -> Truth:
+    def true(left: Scene, right: Scene) -> bool:
+        more, fewer = (left, right) if side == "left" else (right, left)
+        return len(more.things) > len(fewer.things)
+
+    return true
