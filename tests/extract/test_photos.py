@@ -1,0 +1,175 @@
+"""Any photo becomes the pixels that a person would see; any other file gets a reason."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data.transforms import ResizeShortestEdge
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gridvlp.errors import UserError
+from gridvlp.extract.photos import BadPhoto, find_photos, read_photo, resized
+
+SIZE = (32, 64)
+
+
+def picture() -> Image.Image:
+    """Left half red, right half blue; wide."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :24, 0], pixels[:, 24:, 2] = 255, 255
+    return Image.fromarray(pixels)
+
+
+def read(path: Path) -> np.ndarray:
+    return read_photo(path, SIZE).pixels_HW3
+
+
+def test_plain_photo_is_rgb_with_its_sizes(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png", (64, 128))
+    assert photo.pixels_HW3.shape == (64, 96, 3)
+    assert photo.pixels_HW3.dtype == np.uint8
+    assert photo.original_size == (32, 48)
+    assert photo.pixels_HW3[10, 5].tolist() == [255, 0, 0]
+    assert photo.pixels_HW3[10, 90].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
+    stored = {
+        1: lambda p: p,
+        2: lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: lambda p: p.transpose(Image.Transpose.ROTATE_180),
+        4: lambda p: p.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: lambda p: p.transpose(Image.Transpose.TRANSPOSE),
+        6: lambda p: p.transpose(Image.Transpose.ROTATE_90),
+        7: lambda p: p.transpose(Image.Transpose.TRANSVERSE),
+        8: lambda p: p.transpose(Image.Transpose.ROTATE_270),
+    }[orientation](picture())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read(tmp_path / "a.png"), np.asarray(picture()))
+
+
+def test_modes_give_what_a_person_sees(tmp_path: Path) -> None:
+    grey = np.tile(np.arange(48, dtype=np.uint8) * 5, (32, 1))
+    expected = np.repeat(grey[:, :, None], 3, 2)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "grey32.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    picture().quantize(4).save(tmp_path / "palette.png")
+    picture().convert("CMYK").save(tmp_path / "cmyk.tif")
+    picture().convert("1").save(tmp_path / "bits.png")
+    for name in ("grey.png", "grey16.png", "grey32.tif", "float.tif"):
+        assert np.array_equal(read(tmp_path / name), expected), name
+    for name in ("palette.png", "cmyk.tif"):
+        assert np.array_equal(read(tmp_path / name), np.asarray(picture())), name
+    assert set(np.unique(read(tmp_path / "bits.png"))) <= {0, 255}
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    picture().convert("CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    assert np.abs(read(tmp_path / "a.jpg").astype(int) - np.asarray(picture())).max() < 12
+
+
+def test_transparent_lies_on_white(tmp_path: Path) -> None:
+    alpha = Image.new("L", (48, 32), 255)
+    alpha.paste(0, (0, 0, 24, 32))
+    photo = picture()
+    photo.putalpha(alpha)
+    photo.save(tmp_path / "rgba.png")
+    photo.convert("LA").save(tmp_path / "la.png")
+    pixels = read(tmp_path / "rgba.png")
+    assert (pixels[:, :24] == 255).all()
+    assert pixels[0, 40].tolist() == [0, 0, 255]
+    assert (read(tmp_path / "la.png")[:, :24] == 255).all()
+    palette = picture().quantize(4)
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((2, 2)))
+    assert (read(tmp_path / "p.png")[:, :24] == 255).all()
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read(tmp_path / "a.jpg"), np.asarray(picture()))
+
+
+def test_each_bad_file_gets_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    noise.save(tmp_path / "whole.png")
+    bytes_png = (tmp_path / "whole.png").read_bytes()
+    bad = {
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>404</html>" * 20, "no image format"),
+        "cut.jpg": (whole[: len(whole) // 2], "cut short"),
+        "cut.png": (bytes_png[: len(bytes_png) // 2], "cut short"),
+        "header.png": (bytes_png[:20], "cut short|damaged|no image"),
+        "broken.png": (bytes_png[:60] + b"\0" * 200 + bytes_png[260:], "cut short|damaged|broken"),
+    }
+    for name, (content, reason) in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadPhoto, match=reason):
+            read(tmp_path / name)
+    with pytest.raises(BadPhoto, match="No such file"):
+        read(tmp_path / "gone.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(BadPhoto):
+        read(tmp_path / "folder.jpg")
+    monkeypatch.setattr("gridvlp.extract.photos.MOST_PIXELS", 1000)
+    with pytest.raises(BadPhoto, match="64 x 64 pixels"):
+        read(tmp_path / "whole.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadPhoto, match="more pixels"):
+        read(tmp_path / "whole.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_thin_photos_keep_a_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "green").save(tmp_path / "a.png")
+    pixels = read(tmp_path / "a.png")
+    assert min(pixels.shape) >= 1
+    assert max(pixels.shape) <= SIZE[1]
+    assert (pixels == [0, 128, 0]).all()
+
+
+@given(st.integers(10, 4000), st.integers(10, 4000), st.integers(16, 800), st.floats(1, 3))
+def test_resize_rule_is_detectron2s(height: int, width: int, shorter: int, ratio: float) -> None:
+    longest = int(shorter * ratio)
+    theirs = ResizeShortestEdge.get_output_shape(height, width, shorter, longest)
+    ours = resized(height, width, shorter, longest)
+    # Detectron2 multiplies twice, so that a half may round either way
+    assert abs(ours[0] - max(1, theirs[0])) <= 1
+    assert abs(ours[1] - max(1, theirs[1])) <= 1
+    assert min(ours) <= shorter
+    assert max(ours) <= longest
+
+
+def test_paper_sizes() -> None:
+    assert resized(480, 640, 600, 1000) == (600, 800)
+    assert resized(300, 640, 600, 1000) == (469, 1000)
+    assert resized(480, 640, 448, 448) == (336, 448)
+
+
+def test_photos_are_found_sorted_once(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/1.PNG", "a/3.jpeg", "a/notes.txt", "a/.hidden.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = [tmp_path / "a/3.jpeg", tmp_path / "b/1.PNG", tmp_path / "b/2.jpg"]
+    assert find_photos([tmp_path]) == expected
+    assert find_photos([tmp_path / "b/2.jpg", tmp_path]) == [expected[2], *expected[:2]]
+
+
+def test_nothing_to_find_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no folder"):
+        find_photos([tmp_path / "absent"])
+    with pytest.raises(UserError, match="empty"):
+        find_photos([tmp_path])
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(UserError, match="None of the 1 files"):
+        find_photos([tmp_path])

@@ -1,0 +1,121 @@
+"""The official release becomes boxes; whatever is left out is counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gridvlp.errors import UserError
+from gridvlp.extract.visual_genome import Vocabulary, read_visual_genome
+
+Writer = Callable[..., dict[str, Any]]
+
+
+def test_plain_release(visual_genome: Path) -> None:
+    data = read_visual_genome(visual_genome)
+    assert [words[0] for words in data.vocabulary.objects] == sorted(
+        ["ball", "box"], key=lambda name: -sum(
+            int((photo.classes_N == i).sum())
+            for photo in data.photos
+            for i, words in enumerate(data.vocabulary.objects)
+            if words[0] == name
+        )
+    )  # fmt: skip
+    assert data.vocabulary.attributes[0] == ["plain"]  # on every box
+    assert len(data.photos) == data.counts.photos == 24
+    assert {photo.path.parent.name for photo in data.photos} == {"VG_100K", "VG_100K_2"}
+    assert data.counts.boxes == 48
+    assert data.counts.clipped == data.counts.degenerate == data.counts.without_file == 0
+    first = data.photos[0]
+    assert first.boxes_N4.shape == (2, 4)
+    assert (first.boxes_N4[:, 2:] > first.boxes_N4[:, :2]).all()
+    assert ((first.attributes_NM >= 0).sum(1) == 2).all()
+
+
+def test_every_oddity_is_counted(
+    tmp_path: Path, write_visual_genome: Writer, save_release: Callable[..., None]
+) -> None:
+    release = write_visual_genome(tmp_path, photos=8)
+    things = [entry["objects"] for entry in release["objects"]]
+    told = [entry["attributes"] for entry in release["attributes"]]
+    (tmp_path / "VG_100K" / "1000.jpg").unlink()  # two boxes go with it
+    things[1].clear()  # a photo without objects
+    things[2][0].update(w=0)  # degenerate
+    things[2][1].update(x=9999)  # outside the photo: degenerate as well, and the photo is empty
+    things[3][0].update(x=-5, w=30)  # clipped
+    things[3][1]["names"] = []  # no name
+    many = [f"attribute{i:02}" for i in range(20)]
+    told[4][0]["attributes"] = ["Red ", "red", *many]
+    told[4][1].pop("attributes")  # none told
+    release["image_data"] = [e for e in release["image_data"] if e["image_id"] != 1005]
+    save_release(tmp_path, release)
+    data = read_visual_genome(tmp_path)
+    counts = data.counts
+    assert counts.without_file == 2  # 1000 without photo, 1005 without size
+    assert counts.without_boxes == 2  # 1001 and 1002
+    assert counts.degenerate == 2
+    assert counts.clipped == 1
+    assert counts.outside_vocabulary == 1
+    assert counts.attributes_cut == 1
+    assert counts.photos == len(data.photos) == 4
+    assert counts.boxes == sum(len(photo.boxes_N4) for photo in data.photos) == 7
+    text = "\n".join(counts.lines())
+    for number in (counts.without_file, counts.degenerate, counts.attributes_cut):
+        assert f"{number:,}" in text
+    by_id = {photo.image: photo for photo in data.photos}
+    assert by_id[1003].boxes_N4[0, 0] == 0
+    assert by_id[1003].boxes_N4[0, 2] == 25
+    attributes_NM = by_id[1004].attributes_NM
+    assert attributes_NM.shape == (2, 16)
+    assert len(set(attributes_NM[0].tolist())) == 16  # no repeats among "Red " and "red"
+    assert (attributes_NM[1] == -1).all()
+
+
+def test_vocabulary_from_lists_with_spellings(tmp_path: Path, visual_genome: Path) -> None:
+    (tmp_path / "visual_genome_objects.txt").write_text("cube,box\nyolk\n")
+    (tmp_path / "visual_genome_attributes.txt").write_text("crimson,red\nblue\n")
+    data = read_visual_genome(visual_genome, vocab=tmp_path)
+    assert [words[0] for words in data.vocabulary.objects] == ["cube", "yolk"]
+    assert data.counts.outside_vocabulary > 0  # the balls
+    assert all((photo.classes_N == 0).all() for photo in data.photos)
+    assert set(np.unique(np.concatenate([p.attributes_NM for p in data.photos]))) <= {-1, 0, 1}
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    data.vocabulary.save(saved)
+    assert Vocabulary.load(saved) == data.vocabulary
+
+
+def test_published_lists(shared_data: Path) -> None:
+    vocabulary = Vocabulary.load(shared_data / "vocab")
+    assert (len(vocabulary.objects), len(vocabulary.attributes)) == (1600, 400)
+    assert ["gray", "grey"] in vocabulary.attributes
+
+
+def test_only_the_most_frequent_names(visual_genome: Path) -> None:
+    data = read_visual_genome(visual_genome, objects=1, attributes=2)
+    assert (len(data.vocabulary.objects), len(data.vocabulary.attributes)) == (1, 2)
+    kept = data.counts.boxes
+    assert kept + data.counts.outside_vocabulary == 48
+    assert kept >= 24  # the more frequent of two
+
+
+def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: Writer) -> None:
+    with pytest.raises(UserError, match="There is no folder"):
+        read_visual_genome(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"image_data\.json"):
+        read_visual_genome(tmp_path)
+    write_visual_genome(tmp_path, photos=3)
+    whole = (tmp_path / "objects.json").read_text()
+    (tmp_path / "objects.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"objects\.json is not whole JSON"):
+        read_visual_genome(tmp_path)
+    (tmp_path / "objects.json").write_text(whole)
+    for folder in ("VG_100K", "VG_100K_2"):
+        for path in (tmp_path / folder).iterdir():
+            path.unlink()
+    with pytest.raises(UserError, match="No photo"):
+        read_visual_genome(tmp_path)
+    with pytest.raises(UserError, match=r"visual_genome_objects\.txt"):
+        read_visual_genome(tmp_path, vocab=tmp_path / "VG_100K")
