@@ -17,9 +17,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from gridvlp.errors import UserError
+from gridvlp.extract.average_precision import average_precision
 from gridvlp.extract.backbone import load_strictly, new_architecture
 from gridvlp.extract.detector import NO_ATTRIBUTE, build_detector
 from gridvlp.extract.encoder import choose_precision, read_weights, save_encoder
@@ -49,7 +49,7 @@ def train_extractor(
     """Train the detector and leave its encoder in ``options.run``/encoder; resumes.
 
     Returns:
-        Accuracy in percent of classes and attributes on true boxes of held-out photos.
+        On held-out photos, in percent: accuracy of classes and attributes on true boxes, AP.
 
     Raises:
         UserError: something is missing or does not fit, or the loss is not finite.
@@ -126,13 +126,16 @@ def _fit(
 
     def save(folder: Path) -> None:
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            # one step after a loss that was finite; the checkpoint before this one is good
+            raise UserError(_diverged(list(losses), step, options))
         save_file(weights, folder / "model.safetensors")
 
     model.train()
     model.backbone.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
     fast = choose_precision(options.precision, device) == torch.bfloat16
-    make = _Batches(train, options)
+    make = _Batches(train, options, model.input_format)
     step = begin
     total = options.iterations * options.batch_size
     with (
@@ -144,19 +147,24 @@ def _fit(
                 torch.manual_seed((options.seed << 32) + number)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * _schedule(number, options)
-                with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                    losses = model(batch.inputs)
+                try:
+                    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                        losses = model(batch.inputs)
+                except FloatingPointError as error:  # Detectron2, before it returns any loss
+                    wrong = ["loss_rpn_cls", "loss_rpn_loc"]
+                    raise UserError(_diverged(wrong, number, options)) from error
                 loss = sum(losses.values(), torch.zeros(()))
-                if not math.isfinite(float(loss)):
-                    raise UserError(_diverged(losses, number, options))
+                if not math.isfinite(float(loss.detach())):
+                    wrong = [n for n, v in losses.items() if not math.isfinite(float(v.detach()))]
+                    raise UserError(_diverged(wrong, number, options))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 step = number + 1
-                bar.advance(options.batch_size, f"loss {float(loss):.3f}")
+                bar.advance(options.batch_size, f"loss {float(loss.detach()):.3f}")
                 if step % LOG_STEPS == 0 or step == options.iterations:
-                    values = {name: float(value) for name, value in losses.items()}
-                    run.log(step, {"loss": float(loss), **values, "lr": group["lr"]})
+                    values = {name: float(value.detach()) for name, value in losses.items()}
+                    run.log(step, {"loss": float(loss.detach()), **values, "lr": group["lr"]})
                 if step % options.eval_steps == 0 and step < options.iterations:
                     figures = evaluate(model, valid, options)
                     run.log(step, figures)
@@ -178,10 +186,9 @@ def told(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
 
 
-def _diverged(losses: dict[str, Tensor], number: int, options: TrainExtractorOptions) -> str:
-    wrong = [name for name, value in losses.items() if not math.isfinite(float(value))]
+def _diverged(wrong: list[str], number: int, options: TrainExtractorOptions) -> str:
     return (
-        f"Training diverged: {', '.join(wrong)} is not finite at step {number + 1}. The last "
+        f"Training diverged: {', '.join(wrong)} not finite at step {number + 1}. The last "
         f"checkpoint in {options.run} is kept; try a tenth of --learning-rate "
         f"{options.learning_rate} in a new --run."
     )
@@ -199,8 +206,10 @@ class _Batches:
     Wide and tall photos go into different batches, as in Detectron2, so that little is padded.
     """
 
-    def __init__(self, photos: list[Annotated], options: TrainExtractorOptions) -> None:
-        self.photos, self.options = photos, options
+    def __init__(
+        self, photos: list[Annotated], options: TrainExtractorOptions, channel_order: str = "BGR"
+    ) -> None:
+        self.photos, self.options, self.channel_order = photos, options, channel_order
         self.size = parse_size(options.size)
         tall_N = np.array([photo.height > photo.width for photo in photos])
         self.groups = [
@@ -211,7 +220,8 @@ class _Batches:
 
     def plan(self, epoch: int) -> np.ndarray:
         """The photos of an epoch's steps (steps, B); a group's last batch is filled up."""
-        if self._plan is None or self._plan[0] != epoch:
+        plan = self._plan  # threads share it: read once
+        if plan is None or plan[0] != epoch:
             rng = np.random.default_rng([self.options.seed, 0, epoch])
             size = self.options.batch_size
             rows = []
@@ -219,8 +229,8 @@ class _Batches:
                 order = rng.permutation(group)
                 steps = -(-len(group) // size)
                 rows.append(order.take(np.arange(steps * size), mode="wrap").reshape(steps, size))
-            self._plan = (epoch, rng.permutation(np.concatenate(rows)))
-        return self._plan[1]
+            self._plan = plan = (epoch, rng.permutation(np.concatenate(rows)))
+        return plan[1]
 
     def __call__(self, step: int) -> Step:
         epoch, index = divmod(step, self.per_epoch)
@@ -228,22 +238,26 @@ class _Batches:
         mirrored = np.random.default_rng([self.options.seed, 1, step]).random(len(chosen)) < 0.5
         return Step(
             [
-                load(self.photos[photo], self.size, bool(mirror))
+                load(self.photos[photo], self.size, bool(mirror), self.channel_order)
                 for photo, mirror in zip(chosen, mirrored, strict=True)
             ]
         )
 
 
-def load(photo: Annotated, size: tuple[int, int], mirrored: bool = False) -> dict[str, Any]:
+def load(
+    photo: Annotated, size: tuple[int, int], mirrored: bool = False, channel_order: str = "BGR"
+) -> dict[str, Any]:
     """A photo with its boxes as Detectron2 takes it.
 
     Raises:
         UserError: the photo cannot be decoded.
     """
     try:
-        pixels_HW3 = read_photo(photo.path, size).pixels_HW3[:, :, ::-1]  # BGR
+        pixels_HW3 = read_photo(photo.path, size).pixels_HW3
     except BadPhoto as error:
         raise UserError(f"{photo.path}: {error}; remove it or fetch it again.") from error
+    if channel_order == "BGR":
+        pixels_HW3 = pixels_HW3[:, :, ::-1]
     height, width = pixels_HW3.shape[:2]
     boxes_N4 = photo.boxes_N4 * np.array(
         [width / photo.width, height / photo.height] * 2, dtype=np.float32
@@ -264,31 +278,37 @@ def load(photo: Annotated, size: tuple[int, int], mirrored: bool = False) -> dic
 def evaluate(
     model: Any, photos: list[Annotated], options: TrainExtractorOptions
 ) -> dict[str, float]:
-    """Accuracy in percent on true boxes: of classes, and of attributes.
+    """Accuracy in percent on true boxes, of classes and of attributes; COCO's AP of detections.
 
     An attribute counts as right where it is among the box's k best of k given ones.
     """
     model.eval()
     size = parse_size(options.size)
+
+    def one(photo: Annotated) -> dict[str, Any]:
+        return load(photo, size, channel_order=model.input_format)
+
     right = boxes = found = given = 0
     for first in range(0, len(photos), VALID_BATCH):
-        inputs = [load(photo, size) for photo in photos[first : first + VALID_BATCH]]
+        inputs = [one(photo) for photo in photos[first : first + VALID_BATCH]]
         images = model.preprocess_image(inputs)
         features = model.backbone(images.tensor)
-        instances = [one["instances"].to(model.device) for one in inputs]
+        instances = [entry["instances"].to(model.device) for entry in inputs]
         classes_NK, attributes_NK = model.roi_heads.describe(features, instances)
-        truth_N = torch.cat([one.gt_classes for one in instances])
+        truth_N = torch.cat([some.gt_classes for some in instances])
         right += int((classes_NK[:, :-1].argmax(1) == truth_N).sum())
         boxes += len(truth_N)
         for scores_K, true_M in zip(
-            attributes_NK, torch.cat([one.gt_attributes for one in instances]), strict=True
+            attributes_NK, torch.cat([some.gt_attributes for some in instances]), strict=True
         ):
             true = set(true_M[true_M != NO_ATTRIBUTE].tolist())
             if true:
                 found += len(true & set(scores_K.topk(len(true)).indices.tolist()))
                 given += len(true)
+    precision = average_precision(model, photos, map(one, photos), VALID_BATCH)
     model.train()
     return {
         "class accuracy": 100 * right / max(boxes, 1),
         "attribute accuracy": 100 * found / max(given, 1),
+        **precision,
     }

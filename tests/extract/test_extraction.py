@@ -191,6 +191,7 @@ import sys
 from pathlib import Path
 import torch
 torch.cuda.is_available = lambda: False
+torch.set_num_threads(1)
 from gridvlp.extract import extraction
 from gridvlp.extract.settings import ExtractOptions
 extraction.WINDOW, extraction.SAVE_SECONDS = 1, 0.0

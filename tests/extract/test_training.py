@@ -1,0 +1,266 @@
+"""The detector learns, resumes to the same weights after a kill, and says when it diverges."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from gridvlp.errors import UserError
+from gridvlp.extract.backbone import new_architecture
+from gridvlp.extract.detector import AttributePredictor
+from gridvlp.extract.encoder import FrozenEncoder, read_weights, save_encoder
+from gridvlp.extract.settings import TrainExtractorOptions
+from gridvlp.extract.training import _Batches, load, train_extractor
+from gridvlp.extract.visual_genome import Annotated, read_visual_genome
+
+
+def options(visual_genome: Path, run: Path, **changes: Any) -> TrainExtractorOptions:
+    base = TrainExtractorOptions(
+        visual_genome,
+        run=run,
+        width=0.125,
+        size="64x96",
+        iterations=4,
+        batch_size=4,
+        learning_rate=0.002,
+        warmup=2,
+        rpn_batch=16,
+        roi_batch=16,
+        proposals=20,
+        valid=0.2,
+        save_steps=1,
+        precision="float32",
+    )
+    return replace(base, **changes)
+
+
+def quiet(_: str) -> None:
+    """Takes the place of print."""
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "encoder" / "encoder.safetensors")
+
+
+def test_run_leaves_an_encoder(visual_genome: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    figures = train_extractor(options(visual_genome, tmp_path / "run"), said.append)
+    assert 0 <= figures["class accuracy"] <= 100
+    assert 0 <= figures["attribute accuracy"] <= 100
+    assert 0 <= figures["AP"] <= figures["AP50"] <= 100
+    assert "48 boxes" in said[0]
+    weights = read_weights(str(tmp_path / "run"))
+    assert weights.size == "64x96"
+    assert weights.architecture == new_architecture("x50", 0.125)
+    FrozenEncoder(weights, "float32")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert logged[-1]["step"] == 4
+    names = {name for line in logged for name in line}
+    assert {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "loss_attributes"} <= names
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    again = train_extractor(options(visual_genome, tmp_path / "run"), said.append)
+    assert again == figures
+    assert "finished already" in said[-1]
+
+
+def test_resumed_run_equals_an_undisturbed_one(
+    visual_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_extractor(options(visual_genome, tmp_path / "whole"), quiet)
+    made = _Batches.__call__
+
+    def stop(self: _Batches, step: int) -> Any:
+        if step == 2:
+            raise RuntimeError("pulled the plug")
+        return made(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Batches, "__call__", stop)
+        with pytest.raises(RuntimeError, match="plug"):
+            train_extractor(options(visual_genome, tmp_path / "cut"), quiet)
+    with pytest.raises(UserError, match="not finished"):
+        read_weights(str(tmp_path / "cut"))
+    train_extractor(options(visual_genome, tmp_path / "cut", threads=1), quiet)
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+torch.cuda.is_available = lambda: False
+torch.set_num_threads(1)
+from gridvlp.extract.settings import TrainExtractorOptions
+from gridvlp.extract.training import train_extractor
+train_extractor(TrainExtractorOptions(Path(sys.argv[1]), run=Path(sys.argv[2]), width=0.125,
+    size="64x96", iterations=12, batch_size=4, learning_rate=0.002, warmup=2, rpn_batch=16,
+    roi_batch=16, proposals=20, valid=0.2, save_steps=1, precision="float32"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on(visual_genome: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(visual_genome), str(run)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    limit = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < limit:
+        if (run / "checkpoint" / "state.json").is_file():
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+    train_extractor(options(visual_genome, run, iterations=12), quiet)
+    train_extractor(options(visual_genome, tmp_path / "whole", iterations=12), quiet)
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(run)
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_other_options_are_refused(visual_genome: Path, tmp_path: Path) -> None:
+    train_extractor(options(visual_genome, tmp_path / "run", iterations=1), quiet)
+    with pytest.raises(UserError, match="learning_rate"):
+        train_extractor(options(visual_genome, tmp_path / "run", learning_rate=0.1), quiet)
+
+
+def test_divergence_names_the_loss(visual_genome: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss_\w+.* step \d+.*--learning-rate"):
+        train_extractor(
+            options(visual_genome, tmp_path / "run", learning_rate=1e18, iterations=20), quiet
+        )
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+@pytest.mark.slow
+def test_it_learns(visual_genome: Path, tmp_path: Path) -> None:
+    """Two shapes and three colours on photos that it has not seen."""
+    figures = train_extractor(
+        options(
+            visual_genome,
+            tmp_path / "run",
+            iterations=60,
+            batch_size=8,
+            optimizer="adamw",
+            learning_rate=0.003,
+            warmup=5,
+            save_steps=1000,
+        ),
+        quiet,
+    )
+    assert figures["attribute accuracy"] > 80  # "plain" alone gives 50, a guessed colour 67
+    assert figures["class accuracy"] > 60
+
+
+def test_starts_from_given_weights(visual_genome: Path, tmp_path: Path) -> None:
+    """Norms and the first two stages stay as they were, the rest moves (Detectron2's FREEZE_AT)."""
+    given = read_weights("random", "x50", 0.125)
+    folder = tmp_path / "given"
+    folder.mkdir()
+    save_encoder(folder, "given", given.architecture, given.state, "64x96", {})
+    train_extractor(options(visual_genome, tmp_path / "run", weights=folder, iterations=2), quiet)
+    after = weights_of(tmp_path / "run")
+    for key, value in given.state.items():
+        frozen = "norm" in key or key.startswith(("stem", "res2"))
+        assert torch.equal(after[key], value) == frozen, key
+
+
+def test_photos_are_fed_in_the_backbones_channel_order(visual_genome: Path) -> None:
+    photo = read_visual_genome(visual_genome).photos[0]
+    bgr, rgb = (load(photo, (64, 96), channel_order=order)["image"] for order in ("BGR", "RGB"))
+    assert torch.equal(bgr, rgb.flip(0))
+    assert not torch.equal(bgr, rgb)
+
+
+def test_boxes_follow_the_pixels(visual_genome: Path) -> None:
+    """What is inside a box is the same before and after mirroring."""
+    for photo in read_visual_genome(visual_genome).photos[:6]:
+        plain, mirrored = (load(photo, (96, 200), mirrored=m) for m in (False, True))
+        assert torch.equal(plain["image"].flip(-1), mirrored["image"])
+        for one, other in zip(
+            plain["instances"].gt_boxes.tensor, mirrored["instances"].gt_boxes.tensor, strict=True
+        ):
+            width = plain["image"].shape[2]
+            assert torch.allclose(
+                other, torch.stack([width - one[2], one[1], width - one[0], one[3]])
+            )
+        small = load(photo, (48, 100))
+        ratio = small["image"].shape[1] / plain["image"].shape[1]
+        assert torch.allclose(
+            small["instances"].gt_boxes.tensor,
+            plain["instances"].gt_boxes.tensor * ratio,
+            rtol=1e-3,
+        )
+
+
+def _photos(tall: int, wide: int) -> list[Annotated]:
+    empty = np.zeros((0, 4), np.float32)
+    sizes = [(10, 20)] * tall + [(20, 10)] * wide
+    return [Annotated(i, Path(), w, h, empty, empty, empty) for i, (w, h) in enumerate(sizes)]
+
+
+def test_epochs_see_every_photo_and_batches_one_shape() -> None:
+    plan = _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4))
+    for epoch in range(3):
+        rows = plan.plan(epoch)
+        assert set(rows.ravel().tolist()) == set(range(23))
+        assert all((row < 9).all() or (row >= 9).all() for row in rows)
+    assert not np.array_equal(plan.plan(0), plan.plan(1))
+    assert np.array_equal(
+        plan.plan(1), _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4)).plan(1)
+    )
+    other = _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4, seed=1))
+    assert not np.array_equal(plan.plan(1), other.plan(1))
+
+
+def test_attribute_loss_is_the_mean_over_a_boxs_attributes_then_over_boxes() -> None:
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    told = [[1, 3, 5], [], [2], [0, 6]]
+    rows = torch.full((4, 16), -1)
+    for row, given in zip(rows, told, strict=True):
+        row[: len(given)] = torch.tensor(given)
+    expected = torch.stack(
+        [
+            torch.stack([functional.cross_entropy(logit, torch.tensor(a)) for a in given]).mean()
+            for logit, given in zip(logits, told, strict=True)
+            if given
+        ]
+    ).mean()
+    predictor = AttributePredictor(8, 3, 7)
+    assert torch.allclose(predictor.loss(logits, rows), expected)
+    assert predictor.loss(logits, torch.full((4, 16), -1)) == 0
+
+
+def test_broken_photo_is_named(
+    tmp_path: Path, write_visual_genome: Callable[..., dict[str, Any]]
+) -> None:
+    write_visual_genome(tmp_path / "vg", photos=6)
+    for path in (tmp_path / "vg").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"10\d\d\.jpg: "):
+        train_extractor(options(tmp_path / "vg", tmp_path / "run"), quiet)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"valid": 0.0}, {"valid": 1.0}, {"optimizer": "sgdm"}, {"res5_dilation": 3}, {"warmup": -1}],
+)
+def test_options_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        options(Path("vg"), Path("run"), **wrong)
