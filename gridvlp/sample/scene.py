@@ -12,7 +12,7 @@ MATERIALS = ("metal", "rubber", "wooden")
 SIZES = ("small", "large")
 BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")
 
-RADIUS = {"small": 0.12, "large": 0.205}  # of the photo's shorter side
+RADIUS = {"small": 0.15, "large": 0.24}  # of the photo's shorter side
 ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 SHORTER_SIDES = (208, 240, 256, 272)
 MOST_THINGS = 5
