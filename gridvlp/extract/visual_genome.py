@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from gridvlp.errors import UserError
 from gridvlp.extract.detector import MAX_ATTRIBUTES, NO_ATTRIBUTE
 
 FOLDERS = ("VG_100K", "VG_100K_2")
+CHUNK = 1 << 20  # characters read at a time
+_SEPARATOR = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,29 @@ def read_visual_genome(
             f"There is no folder {folder}: unpack Visual Genome there (docs/data.md), "
             "or make a sample world with `gridvlp sample-data .`"
         )
-    sizes = {e["image_id"]: (e["width"], e["height"]) for e in _load(folder / "image_data.json")}
-    named = _load(folder / "objects.json")
-    told: dict[int, list[str]] = {}
-    path = folder / "attributes.json"
-    for entry in _load(path):
+    try:
+        return _read(folder, vocab, objects, attributes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The annotations in {folder} are not Visual Genome's: an entry has no {error}."
+        ) from error
+
+
+def _read(folder: Path, vocab: Path | None, objects: int, attributes: int) -> VisualGenome:
+    sizes = {e["image_id"]: (e["width"], e["height"]) for e in _stream(folder / "image_data.json")}
+    named = folder / "objects.json"
+    told: dict[int, tuple[str, ...]] = {}
+    for entry in _stream(folder / "attributes.json"):
         for thing in entry.get("attributes", ()):
-            told[thing["object_id"]] = [_clean(word) for word in thing.get("attributes") or ()]
+            words = tuple(sys.intern(_clean(word)) for word in thing.get("attributes") or ())
+            if words:
+                told[thing["object_id"]] = words
     if vocab is not None:
         vocabulary = Vocabulary.load(vocab)
     else:
-        names = (_clean(t["names"][0]) for e in named for t in e["objects"] if t.get("names"))
+        names = (
+            _clean(t["names"][0]) for e in _stream(named) for t in e["objects"] if t.get("names")
+        )
         said = (word for given in told.values() for word in given)
         vocabulary = Vocabulary(
             [[name] for name in _most_frequent(names, objects)],
@@ -137,7 +153,7 @@ def read_visual_genome(
     class_of = {word: i for i, words in enumerate(vocabulary.objects) for word in words}
     attribute_of = {word: i for i, words in enumerate(vocabulary.attributes) for word in words}
     photos = []
-    for entry in sorted(named, key=lambda e: e["image_id"]):
+    for entry in _stream(named):
         image = entry["image_id"]
         if str(image) not in files or image not in sizes:
             counts.without_file += 1
@@ -158,8 +174,8 @@ def read_visual_genome(
                 counts.degenerate += 1
                 continue
             counts.clipped += inside != corners
-            words = [attribute_of[w] for w in told.get(thing["object_id"], ()) if w in attribute_of]
-            given = list(dict.fromkeys(words))
+            known = [attribute_of[w] for w in told.get(thing["object_id"], ()) if w in attribute_of]
+            given = list(dict.fromkeys(known))
             counts.attributes_cut += len(given) > MAX_ATTRIBUTES
             given = given[:MAX_ATTRIBUTES]
             boxes.append(inside)
@@ -183,19 +199,39 @@ def read_visual_genome(
         )
     if not photos:
         raise UserError(f"No photo of {folder} has both a file and a box: {counts.lines()[0]}")
+    photos.sort(key=lambda photo: photo.image)
     return VisualGenome(photos, vocabulary, counts)
 
 
-def _load(path: Path) -> list[dict[str, Any]]:
+def _stream(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a JSON list one by one: objects.json alone is 400 MB of text."""
+    decoder = json.JSONDecoder()
     try:
-        value = json.loads(path.read_bytes())
+        with path.open(encoding="utf-8") as file:
+            text = file.read(CHUNK)
+            place = _SEPARATOR.match(text).end()  # type: ignore[union-attr]  # matches anything
+            if not text.startswith("[", place):
+                raise UserError(f"{path} is not Visual Genome's: a list is needed.")
+            place += 1
+            while True:
+                place = _SEPARATOR.match(text, place).end()  # type: ignore[union-attr]
+                if text.startswith("]", place):
+                    return
+                try:
+                    entry, place = decoder.raw_decode(text, place)
+                except ValueError:
+                    more = file.read(CHUNK)
+                    if not more:
+                        raise
+                    text, place = text[place:] + more, 0
+                    continue
+                if not isinstance(entry, dict):
+                    raise UserError(f"{path} is not Visual Genome's: a list of objects is needed.")
+                yield entry
     except FileNotFoundError:
         raise UserError(f"{path} is not there; docs/data.md says where it comes from.") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not whole JSON ({error}): fetch it again.") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path} is not Visual Genome's: a list is needed.")
-    return value
 
 
 def _clean(word: str) -> str:

@@ -111,6 +111,9 @@ def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: 
     (tmp_path / "objects.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"objects\.json is not whole JSON"):
         read_visual_genome(tmp_path)
+    (tmp_path / "objects.json").write_text('[{"image_id": 1000}]')
+    with pytest.raises(UserError, match="no 'objects'"):
+        read_visual_genome(tmp_path)
     (tmp_path / "objects.json").write_text(whole)
     for folder in ("VG_100K", "VG_100K_2"):
         for path in (tmp_path / folder).iterdir():
@@ -119,3 +122,28 @@ def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: 
         read_visual_genome(tmp_path)
     with pytest.raises(UserError, match=r"visual_genome_objects\.txt"):
         read_visual_genome(tmp_path, vocab=tmp_path / "VG_100K")
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 1000])
+def test_where_the_text_is_cut_for_reading_changes_nothing(
+    visual_genome: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    whole = read_visual_genome(visual_genome)
+    monkeypatch.setattr("gridvlp.extract.visual_genome.CHUNK", chunk)
+    cut = read_visual_genome(visual_genome)
+    assert cut.vocabulary == whole.vocabulary
+    assert cut.counts == whole.counts
+    for one, other in zip(cut.photos, whole.photos, strict=True):
+        assert one.image == other.image
+        assert np.array_equal(one.boxes_N4, other.boxes_N4)
+        assert np.array_equal(one.attributes_NM, other.attributes_NM)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "", "[1, 2]", '[{"image_id": 1, "width": 2, "height": 3}', "[{]"]
+)
+def test_other_json_is_refused(tmp_path: Path, write_visual_genome: Writer, text: str) -> None:
+    write_visual_genome(tmp_path, photos=3)
+    (tmp_path / "image_data.json").write_text(text)
+    with pytest.raises(UserError, match=r"image_data\.json is not"):
+        read_visual_genome(tmp_path)
