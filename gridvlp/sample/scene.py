@@ -15,7 +15,7 @@ BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")
 RADIUS = {"small": 0.15, "large": 0.24}  # of the photo's shorter side
 ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 SHORTER_SIDES = (208, 240, 256, 272)
-MOST_THINGS = 5
+FEWEST_THINGS, MOST_THINGS = 2, 5
 CLOSEST = 0.78  # centres are at least this share of the summed radii apart: little is hidden
 
 
@@ -63,7 +63,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     longer = round(shorter * max(wide, high) / min(wide, high))
     width, height = (longer, shorter) if wide >= high else (shorter, longer)
 
-    count = int(rng.integers(2, MOST_THINGS + 1))
+    count = int(rng.integers(FEWEST_THINGS, MOST_THINGS + 1))
     repeated = rng.random()
     shape = SHAPES[rng.integers(len(SHAPES))]
     colour = COLOURS[rng.integers(len(COLOURS))]
@@ -85,6 +85,8 @@ def draw_scene(rng: np.random.Generator) -> Scene:
                 radius,
             )
         )
+    if len(placed) < FEWEST_THINGS:
+        return draw_scene(rng)
     angle = rng.uniform(-0.9, 0.9) - np.pi / 2
     return Scene(
         width,
