@@ -14,12 +14,12 @@ import numpy as np
 
 from gridvlp.progress import track
 from gridvlp.sample.files import write_atomically
-from gridvlp.sample.render import Box, render
+from gridvlp.sample.render import Box, box_of, render
 from gridvlp.sample.scene import Scene, draw_scene
 
 QUALITY = 88  # of the JPEGs
 PAIRS_PER_SET = 4  # NLVR2: each sentence is about the four pairs of a set
-PNG_SHARE = 8  # one in so many of NLVR2's .png is PNG; the others are JPEG, as many are in NLVR2
+PNG_SHARE = 16  # one in so many of NLVR2's .png is PNG; the others are JPEG, as many of NLVR2's
 DIRECTORIES = 10  # of NLVR2's training photos
 
 Job = tuple[Scene, Path, list[int]]
@@ -141,9 +141,9 @@ def _processors() -> int:
 
 def _render_one(job: Job) -> list[Box]:
     scene, path, seed = job
-    photo, boxes = render(scene, np.random.default_rng(seed))
+    photo, seen_HW = render(scene, np.random.default_rng(seed))
     if path.suffix == ".png" and seed[-1] % PNG_SHARE == 0:
         write_atomically(path, lambda name: photo.save(name, format="PNG", compress_level=1))
     else:
         write_atomically(path, lambda name: photo.save(name, format="JPEG", quality=QUALITY))
-    return boxes
+    return [box_of(seen_HW, number) for number in range(len(scene.things))]

@@ -32,20 +32,27 @@ Box = tuple[int, int, int, int]
 """x, y, width, height in whole pixels."""
 
 
-def render(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
-    """The photo (RGB) and the box of what is visible of each thing, in the order of ``things``."""
+def render(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
+    """Take the photo.
+
+    Returns:
+        The photo (RGB), and what is seen where (H, W), int8: the place in ``scene.things``, or -1
+        for the background.
+    """
     canvas_HW3 = _ground(scene.background, scene.height, scene.width, rng)
-    owner_HW = np.full((scene.height, scene.width), -1, dtype=np.int8)
+    seen_HW = np.full((scene.height, scene.width), -1, dtype=np.int8)
     for number, thing in enumerate(scene.things):
         _cast_shadow(canvas_HW3, thing, scene.light)
-        _paint(canvas_HW3, owner_HW, number, thing, scene.light, rng)
+        _paint(canvas_HW3, seen_HW, number, thing, scene.light, rng)
     canvas_HW3 *= _light(scene, rng)[..., None]
     canvas_HW3 += NOISE * rng.standard_normal(canvas_HW3.shape, dtype=np.float32)
     photo = Image.fromarray(np.clip(canvas_HW3, 0, 255).astype(np.uint8))
-    return photo, [_box(owner_HW == number) for number in range(len(scene.things))]
+    return photo, seen_HW
 
 
-def _box(mask_HW: np.ndarray) -> Box:
+def box_of(seen_HW: np.ndarray, number: int) -> Box:
+    """The box around what is visible of a thing."""
+    mask_HW = seen_HW == number
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     left, top = int(columns[0]), int(rows[0])
     return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
@@ -117,13 +124,13 @@ def _window(canvas_HW3: np.ndarray, thing: Thing, reach: float) -> tuple[slice, 
 
 def _paint(
     canvas_HW3: np.ndarray,
-    owner_HW: np.ndarray,
+    seen_HW: np.ndarray,
     number: int,
     thing: Thing,
     light: tuple[float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Paint a thing, supersampled, over what is there; ``owner_HW`` gets its number."""
+    """Paint a thing, supersampled, over what is there; ``seen_HW`` gets its number."""
     rows, columns = _window(canvas_HW3, thing, 1.1)
     step = 1 / SUPERSAMPLING
     y, x = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
@@ -154,7 +161,7 @@ def _paint(
     covered_HW = _average(mask_HW.astype(np.float32)[..., None])
     painted_HW3 = _average(np.clip(colour_HW3, 0, 255) * mask_HW[..., None])
     canvas_HW3[rows, columns] = canvas_HW3[rows, columns] * (1 - covered_HW) + painted_HW3
-    owner_HW[rows, columns][covered_HW[..., 0] >= 0.5] = number
+    seen_HW[rows, columns][covered_HW[..., 0] >= 0.5] = number
 
 
 def _average(patch_HWC: np.ndarray) -> np.ndarray:

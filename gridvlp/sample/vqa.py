@@ -15,7 +15,7 @@ from gridvlp.sample.questions import VQA_SHARES, Question, answers_of, balanced_
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 QUESTIONS_PER_PHOTO = 9
 ANNOTATORS = 10
-TRUTHFUL = 0.9  # how often an annotator gives the true answer
+TRUTHFUL = 0.95  # how often an annotator is right; slips more often would reward wrong answers
 MOST_SLIPS = 4  # of the ten: the true answer stays the commonest
 # Those of VQA's 65 official question types that occur here; a type is a prefix of the question.
 QUESTION_TYPES = (
