@@ -11,7 +11,9 @@ crossing a shard. A run of consecutive rows is therefore a random sample of the 
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,18 +67,40 @@ def rows_taken(grids: int) -> int:
     return -(-grids // CHUNK_GRIDS) * CHUNK_GRIDS
 
 
-def read_attributes(attributes: dict[str, Any], path: object) -> dict[str, Any]:
+def read_attributes(path: Path) -> dict[str, Any]:
     """The store's own attributes of its group, checked.
 
     Raises:
         StoreError: it is no store of ours, or of a version that this release does not know.
     """
-    own = attributes.get("gridvlp")
+    if not (path / "zarr.json").is_file():
+        raise StoreError(
+            f"There is no feature store at {path}: make it with `gridvlp extract --images ...`."
+        )
+    try:
+        own = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["gridvlp"]
+    except (ValueError, KeyError, TypeError):
+        own = None
     if not isinstance(own, dict) or "format_version" not in own:
-        raise StoreError(f"{path} is a Zarr group, but no gridvlp feature store.")
+        raise StoreError(f"{path} is no gridvlp feature store.")
     if own["format_version"] != FORMAT_VERSION:
         raise StoreError(
             f"{path} has store format {own['format_version']}; this release reads format "
             f"{FORMAT_VERSION}. Use the release that wrote it, or extract again."
         )
     return own
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What is known of each map: key, start (first row), height, width, facts; as written.
+
+    Raises:
+        StoreError: an index file is damaged.
+    """
+    records = []
+    for file in sorted((path / "index").glob("*.json")):
+        try:
+            records += json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{file} is damaged: {error}. Extract again.") from error
+    return records

@@ -18,9 +18,12 @@ from gridvlp.store.layout import (
     canonical_key,
     grid_order,
     read_attributes,
+    read_records,
 )
 
-zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+# One worker decodes in the calling thread: a pool of threads that was started before a fork would
+# hang in the child, and readers are many already (measured: no slower for 100 grids or a map).
+zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
 
 
 class FeatureStore:
@@ -42,8 +45,8 @@ class FeatureStore:
         self._records: list[tuple[int, dict[str, Any]]] = []
         self._place: dict[str, int] = {}
         for number, path in enumerate(self.paths):
-            self._about.append(_about(path))
-            for record in _records(path):
+            self._about.append(read_attributes(path))
+            for record in read_records(path):
                 key = canonical_key(record["key"])
                 if key not in self._place:
                     self._place[key] = len(self._records)
@@ -77,7 +80,11 @@ class FeatureStore:
         """Hex sha256 over what the stores say of themselves and over all keys and sizes."""
         digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
         for _, record in self._records:
-            digest.update(f"{record['key']} {record['height']} {record['width']}\n".encode())
+            digest.update(
+                f"{record['key']} {record['height']} {record['width']}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
         return digest.hexdigest()
 
     def record(self, key: str) -> dict[str, Any]:
@@ -141,7 +148,11 @@ class FeatureStore:
     def _rows(self, number: int, record: dict[str, Any], first: int, last: int) -> np.ndarray:
         start = record["start"]
         try:
-            return np.asarray(self._array(number)[start + first : start + last])
+            rows_GC = np.asarray(self._array(number)[start + first : start + last])
+            # Zarr fills what is missing, and cuts what lies beyond the array, without a word.
+            if len(rows_GC) != last - first or np.isnan(rows_GC[:, 0]).any():
+                raise ValueError("a shard is missing")
+            return rows_GC
         except Exception as error:  # the codecs raise exceptions of many kinds
             raise DamagedMap(
                 f"The map of {record['key']} in {self.paths[number]} is damaged: {error}. "
@@ -156,25 +167,3 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": None}
-
-
-def _about(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").is_file():
-        raise StoreError(
-            f"There is no feature store at {path}: make it with `gridvlp extract --images ...`."
-        )
-    try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (ValueError, KeyError) as error:
-        raise StoreError(f"{path}/zarr.json is no Zarr v3 group: {error}.") from error
-    return read_attributes(attributes, path)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for file in sorted((path / "index").glob("*.json")):
-        try:
-            records += json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StoreError(f"{file} is damaged: {error}. Extract again.") from error
-    return records

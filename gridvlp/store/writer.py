@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import ZstdCodec
 
 from gridvlp.store.layout import (
     CHUNK_GRIDS,
@@ -28,6 +28,7 @@ from gridvlp.store.layout import (
     canonical_key,
     grid_order,
     read_attributes,
+    read_records,
     rows_taken,
 )
 
@@ -43,25 +44,19 @@ class StoreWriter:
 
     def __init__(self, path: Path, lock: Any) -> None:
         self.path, self._lock = path, lock
-        self._group = zarr.open_group(path, mode="r+", zarr_format=3)
-        about = read_attributes(dict(self._group.attrs), path)
+        about = read_attributes(path)
         self.channels: int = about["channels"]
         self.max_grids: int = about["max_grids"]
         self.encoder: dict[str, Any] = about["encoder"]
-        grids: Any = self._group["grids"]
+        grids: Any = zarr.open_group(path, mode="r+", zarr_format=3)["grids"]
         self._grids = grids
         self._dtype = np.dtype(self._grids.dtype)
         self._shard_rows: int = self._grids.shards[0]
         self._maps: list[np.ndarray] = []
         self._records: list[dict[str, Any]] = []
         self._used = 0
-        written = sorted((path / "index").glob("*.json"))
-        self._shard = len(written)
-        self._known = {
-            canonical_key(record["key"])
-            for file in written
-            for record in json.loads(file.read_text(encoding="utf-8"))
-        }
+        self._shard = len(list((path / "index").glob("*.json")))
+        self._known = {canonical_key(record["key"]) for record in read_records(path)}
 
     @classmethod
     def create(
@@ -112,7 +107,9 @@ class StoreWriter:
             shards=(shard_rows, channels),
             chunks=(CHUNK_GRIDS, channels),
             dtype=dtype,
-            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+            fill_value=float("nan"),  # no map has a NaN: what is missing cannot pass for zeros
+            # zstd's own checksum: zarrs does not check crc32c where it reads part of a shard
+            compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
         )
         (begun / "index").mkdir()
         os.rename(begun, path)
@@ -126,8 +123,7 @@ class StoreWriter:
             StoreError: there is none, it is of another version, or another process writes to it.
         """
         path = Path(path)
-        if not (path / "zarr.json").is_file():
-            raise StoreError(f"There is no feature store at {path}.")
+        read_attributes(path)  # before the lock file would be made in a folder that is no store
         lock = (path / ".writer.lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +154,8 @@ class StoreWriter:
 
         Raises:
             DuplicateKey: the store has a map of that photo.
-            StoreError: wrong shape, not a finite number, or the disk is full.
+            StoreError: wrong shape, not a finite number, facts that are no JSON, or the disk is
+                full.
         """
         if not key:
             raise StoreError("A map needs a key that is not empty.")
@@ -178,6 +175,10 @@ class StoreWriter:
             stored_GC = np.ascontiguousarray(stored_GC, dtype=self._dtype)
         if not np.isfinite(stored_GC).all():
             raise StoreError(f"The map of {key} has values that are no finite {self._dtype}.")
+        try:
+            json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"The facts of {key} are no JSON values: {error}.") from error
         if self._used + rows_taken(height * width) > self._shard_rows:
             self.flush()
         self._records.append(
@@ -207,14 +208,16 @@ class StoreWriter:
             rows[record["start"] - first :][: len(stored_GC)] = stored_GC
         try:
             self._grids.resize((first + self._shard_rows, self.channels))
-            self._grids[first : first + self._shard_rows] = rows  # LocalStore renames into place
+            self._grids[first : first + self._shard_rows] = rows
+            with (self.path / "grids" / "c" / str(self._shard) / "0").open("rb") as shard:
+                os.fsync(shard.fileno())  # before the index that makes it count
             _write_whole(
                 self.path / "index" / f"{self._shard:06}.json",
-                json.dumps(self._records, ensure_ascii=False),
+                json.dumps(self._records),
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the codecs raise RuntimeError on a full disk
             raise StoreError(
-                f"{self.path} cannot be written ({error.strerror or error}); it holds "
+                f"{self.path} cannot be written ({error}); it holds "
                 f"{len(self._known) - len(self._maps)} whole maps and can be gone on with."
             ) from error
         self._maps, self._records, self._used = [], [], 0

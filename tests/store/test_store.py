@@ -1,0 +1,565 @@
+"""What a user relies on when a store is written and read undisturbed."""
+
+import json
+import os
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gridvlp.errors import UserError
+from gridvlp.store import DuplicateKey, FeatureStore, StoreError, StoreWriter, canonical_key
+
+C = 8
+
+
+def grid_map(seed: int, height: int, width: int, channels: int = C) -> np.ndarray:
+    """A map whose values float16 holds exactly."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(-2048, 2049, (channels, height, width)).astype(np.float32)
+
+
+def numbered(height: int, width: int) -> np.ndarray:
+    """A map in which grid g holds g in each channel."""
+    grids = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+    return np.repeat(grids, C, axis=0)
+
+
+def write(path: Path, maps: dict[str, np.ndarray], **options: Any) -> FeatureStore:
+    with StoreWriter.create(path, channels=options.pop("channels", C), **options) as writer:
+        for key, map_CHW in maps.items():
+            writer.add(key, map_CHW)
+    return FeatureStore(path)
+
+
+def bytes_read() -> int:
+    """Bytes that read() and its kin gave this process, whichever language called them."""
+    counters = Path("/proc/self/io")
+    if not counters.is_file():
+        pytest.skip("the kernel does not count reads here")
+    return int(counters.read_text().splitlines()[0].split()[1])
+
+
+# What comes back
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 32), st.integers(1, 19)), min_size=1, max_size=6),
+    channels=st.sampled_from([1, 3, 64]),
+    dtype=st.sampled_from(["float16", "float32"]),
+    flush_after=st.integers(0, 5),
+    backwards=st.booleans(),
+)
+def test_a_store_gives_back_what_was_put_in(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[tuple[int, int]],
+    channels: int,
+    dtype: str,
+    flush_after: int,
+    backwards: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("round") / "store"
+    maps = {
+        str(i): np.random.default_rng(i).standard_normal((channels, *size)).astype(np.float32)
+        for i, size in enumerate(sizes)
+    }
+    with StoreWriter.create(path, channels=channels, dtype=dtype) as writer:
+        for i, (key, map_CHW) in enumerate(maps.items()):
+            writer.add(key, map_CHW)
+            if i == flush_after:
+                writer.flush()
+    store = FeatureStore(path)
+    assert store.keys() == list(maps)
+    assert len(store) == len(maps)
+    for key in reversed(maps) if backwards else maps:
+        expected = maps[key].astype(dtype)
+        back = store.map(key)
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back, expected.astype(np.float32))
+        assert store.shape(key) == back.shape == maps[key].shape
+        half = store.map(key, dtype=np.float16)
+        assert half.dtype == np.float16
+        np.testing.assert_array_equal(half, expected.astype(np.float16))
+        np.testing.assert_array_equal(store.grids(key), back.reshape(channels, -1).T)
+
+
+def test_maps_fill_shards_one_after_another(tmp_path: Path) -> None:
+    maps = {f"k{i}": np.full((C, 19, 32), i, np.float32) for i in range(70)}
+    store = write(tmp_path / "s", maps)
+    assert len(list((tmp_path / "s" / "index").glob("*.json"))) > 1
+    for i in range(70):
+        np.testing.assert_array_equal(store.map(f"k{i}"), maps[f"k{i}"])
+
+
+def test_a_map_of_zeros_comes_back_as_zeros(tmp_path: Path) -> None:
+    store = write(tmp_path / "s", {"dark": np.zeros((C, 19, 32), np.float32)})
+    assert not store.map("dark").any()
+    assert store.sample("dark", 5).shape == (5, C)
+
+
+def test_maps_of_float64_and_of_strided_arrays_are_taken(tmp_path: Path) -> None:
+    map_HWC = np.random.default_rng(0).integers(0, 99, (5, 7, C)).astype(np.float64)
+    store = write(tmp_path / "s", {"a": map_HWC.transpose(2, 0, 1)})
+    np.testing.assert_array_equal(store.map("a"), map_HWC.transpose(2, 0, 1))
+
+
+def test_the_writer_keeps_its_own_copy(tmp_path: Path) -> None:
+    buffer = numbered(4, 5)
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        writer.add("a", buffer)
+        buffer[:] = -1
+    np.testing.assert_array_equal(FeatureStore(tmp_path / "s").map("a"), numbered(4, 5))
+
+
+def test_changing_what_was_read_changes_nothing_else(tmp_path: Path) -> None:
+    store = write(tmp_path / "s", {"a": numbered(4, 5)})
+    store.map("a")[:] = -1
+    store.grids("a")[:] = -1
+    store.sample("a", 100)[:] = -1
+    np.testing.assert_array_equal(store.map("a"), numbered(4, 5))
+
+
+# Samples
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    sizes = {"one": (1, 1), "odd": (7, 3), "mid": (10, 13), "full": (19, 32)}
+    path = tmp_path_factory.mktemp("ragged") / "s"
+    return write(path, {key: numbered(*size) for key, size in sizes.items()})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    key=st.sampled_from(["one", "odd", "mid", "full"]),
+    n=st.integers(1, 700),
+    seed=st.integers(0, 2**32),
+)
+def test_a_sample_is_distinct_grids_of_the_map(
+    ragged: FeatureStore, key: str, n: int, seed: int
+) -> None:
+    _, height, width = ragged.shape(key)
+    sample_GC = ragged.sample(key, n, np.random.default_rng(seed))
+    assert sample_GC.shape == (min(n, height * width), C)
+    assert sample_GC.dtype == np.float32
+    assert (sample_GC == sample_GC[:, :1]).all()
+    numbers = sample_GC[:, 0].astype(int)
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) <= set(range(height * width))
+    again_GC = ragged.sample(key, n, np.random.default_rng(seed), dtype=np.float16)
+    assert again_GC.dtype == np.float16
+    np.testing.assert_array_equal(again_GC, sample_GC)
+
+
+def test_every_grid_is_equally_likely(ragged: FeatureStore) -> None:
+    rng = np.random.default_rng(1)
+    draws, n, grids = 3000, 7, 130
+    counts = np.zeros(grids)
+    for _ in range(draws):
+        counts[ragged.sample("mid", n, rng)[:, 0].astype(int)] += 1
+    expected = draws * n / grids
+    # Neighbours in the stored order are drawn together, at most n at once: chi-square of as many
+    # independent draws, stretched by n, bounds the spread (mean 129 n, deviation 16 n).
+    assert ((counts - expected) ** 2 / expected).sum() < n * (129 + 5 * 16)
+    # A grid's count is binomial(draws, n / grids): none strays by 5 deviations.
+    deviation = (draws * n / grids * (1 - n / grids)) ** 0.5
+    assert np.abs(counts - expected).max() < 5 * deviation
+
+
+def test_single_grids_pass_a_chi_square_test(ragged: FeatureStore) -> None:
+    rng = np.random.default_rng(2)
+    counts = np.zeros(21)
+    for _ in range(4200):
+        counts[int(ragged.sample("odd", 1, rng)[0, 0])] += 1
+    assert ((counts - 200) ** 2 / 200).sum() < 45.3  # chi-square, 20 degrees, p = 0.001
+
+
+def test_a_sample_is_scattered_over_the_image(ragged: FeatureStore) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        rows, columns = np.divmod(ragged.sample("full", 100, rng)[:, 0].astype(int), 32)
+        assert {0, 1, 2} == {row // 7 for row in rows}
+        assert np.unique(columns // 8).tolist() == [0, 1, 2, 3]
+        assert np.bincount(rows // 10, minlength=2).min() > 20
+
+
+def test_samples_differ_without_a_generator(ragged: FeatureStore) -> None:
+    drawn = {tuple(ragged.sample("full", 5)[:, 0]) for _ in range(20)}
+    assert len(drawn) > 5
+
+
+# What it costs
+
+
+def test_a_sample_reads_a_fraction_of_the_map(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    maps = {key: rng.standard_normal((1024, 19, 32)).astype(np.float32) for key in "ab"}
+    store = write(tmp_path / "s", maps, channels=1024)
+    raw = 608 * 1024 * 2
+    store.map("b")
+    before = bytes_read()
+    store.map("a")
+    whole = bytes_read() - before
+    assert whole > 0.7 * raw  # what is counted are the reads of the store
+    draws = 10
+    before = bytes_read()
+    for _ in range(draws):
+        store.sample("a", 100, rng)
+    assert (bytes_read() - before) / draws < whole / 4
+
+
+def test_small_maps_cost_in_proportion_on_disk_and_to_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def size(side: int) -> tuple[int, int]:
+        path = tmp_path / str(side)
+        maps = {
+            str(i): rng.standard_normal((256, side, side)).astype(np.float32) for i in range(10)
+        }
+        store = write(path, maps, channels=256)
+        store.map("0")
+        before = bytes_read()
+        store.map("1")
+        read = bytes_read() - before
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), read
+
+    small, small_read = size(10)
+    large, large_read = size(20)
+    assert 2.5 < large / small < 5
+    assert large_read > 2 * small_read
+
+
+# Keys
+
+
+def test_both_spellings_of_a_coco_name_find_the_map(tmp_path: Path) -> None:
+    store = write(
+        tmp_path / "s",
+        {"COCO_val2014_000000262148": numbered(2, 3), "000000000009": numbered(3, 3)},
+    )
+    for key in ("COCO_val2014_000000262148", "000000262148", "COCO_train2014_000000262148"):
+        assert key in store
+        np.testing.assert_array_equal(store.map(key), numbered(2, 3))
+    assert store.shape("COCO_train2014_000000000009") == (C, 3, 3)
+    assert "262148" not in store
+    assert 262148 not in store
+
+
+@pytest.mark.parametrize(
+    ("stem", "key"),
+    [
+        ("COCO_val2014_000000262148", "000000262148"),
+        ("COCO_test2015_000000000001", "000000000001"),
+        ("000000262148", "000000262148"),
+        ("2345", "2345"),
+        ("COCO_val2014_00000026214", "COCO_val2014_00000026214"),
+        ("my_COCO_val2014_000000262148", "my_COCO_val2014_000000262148"),
+        ("COCO_val2014_000000262148\n", "COCO_val2014_000000262148\n"),
+        ("dev-10-0-img0", "dev-10-0-img0"),
+    ],
+)
+def test_canonical_keys(stem: str, key: str) -> None:
+    assert canonical_key(stem) == key
+    assert canonical_key(key) == key
+
+
+ODD_KEYS = ["../x", "/etc/passwd", "a b", "ключ", "🦓", "a\nb", 'q"uote', ".", "\udcff", "x" * 500]
+
+
+def test_any_text_may_be_a_key_and_none_is_a_path(tmp_path: Path) -> None:
+    maps = {key: np.full((C, 2, 2), i, np.float32) for i, key in enumerate(ODD_KEYS)}
+    (tmp_path / "deep").mkdir()
+    store = write(tmp_path / "deep" / "s", maps)
+    assert store.keys() == ODD_KEYS
+    for i, key in enumerate(ODD_KEYS):
+        np.testing.assert_array_equal(store.map(key), np.full((C, 2, 2), i))
+    assert len(store.fingerprint) == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s"]
+
+
+def test_a_photo_is_taken_once_under_any_spelling(tmp_path: Path) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        writer.add("COCO_val2014_000000262148", numbered(2, 3))
+        assert "000000262148" in writer
+        for flushed in (False, True):
+            with pytest.raises(DuplicateKey, match="000000262148"):
+                writer.add("000000262148", numbered(2, 3))
+            if not flushed:
+                writer.flush()
+        assert len(writer) == 1
+    with StoreWriter.open(tmp_path / "s") as writer, pytest.raises(DuplicateKey):
+        writer.add("COCO_train2014_000000262148", numbered(2, 3))
+    assert len(FeatureStore(tmp_path / "s")) == 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((C + 1, 2, 2), np.float32), "shape"),
+        (np.zeros((C, 4), np.float32), "shape"),
+        (np.zeros((1, C, 2, 2), np.float32), "shape"),
+        (np.zeros((C, 0, 2), np.float32), "shape"),
+        (np.zeros((C, 21, 29), np.float32), "609 grids"),
+        (np.full((C, 2, 2), np.nan, np.float32), "finite"),
+        (np.full((C, 2, 2), np.inf, np.float32), "finite"),
+        (np.full((C, 2, 2), 70000, np.float32), "float16"),
+    ],
+)
+def test_a_bad_map_is_refused_and_the_next_is_taken(
+    tmp_path: Path, bad: np.ndarray, message: str
+) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        with pytest.raises(StoreError, match=message) as caught:
+            writer.add("photo7", bad)
+        assert "photo7" in str(caught.value)
+        assert "photo7" not in writer
+        writer.add("photo7", numbered(2, 2))
+    assert FeatureStore(tmp_path / "s").keys() == ["photo7"]
+
+
+def test_float32_stores_what_float16_cannot(tmp_path: Path) -> None:
+    large = np.full((C, 2, 2), 70001.25, np.float32)
+    store = write(tmp_path / "s", {"a": large}, dtype="float32")
+    np.testing.assert_array_equal(store.map("a"), large)
+
+
+def test_an_empty_key_is_refused(tmp_path: Path) -> None:
+    with (
+        StoreWriter.create(tmp_path / "s", channels=C) as writer,
+        pytest.raises(StoreError, match="key"),
+    ):
+        writer.add("", numbered(2, 2))
+
+
+@pytest.mark.parametrize("facts", [{"path": Path("x")}, {"size": np.int64(3)}, {"r": float("nan")}])
+def test_facts_that_json_cannot_hold_are_refused_at_once(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        with pytest.raises(StoreError, match="facts of a"):
+            writer.add("a", numbered(2, 2), **facts)
+        writer.add("b", numbered(2, 2))
+    assert FeatureStore(tmp_path / "s").keys() == ["b"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels": 0}, {"max_grids": 0}, {"dtype": "float64"}, {"dtype": "bfloat16"}]
+)
+def test_a_store_is_not_begun_with_bad_settings(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(StoreError):
+        StoreWriter.create(tmp_path / "s", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_create_overwrites_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "s", {"a": numbered(2, 2)})
+    with pytest.raises(StoreError, match="exists"):
+        StoreWriter.create(tmp_path / "s", channels=C)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="exists"):
+        StoreWriter.create(tmp_path / "file", channels=C)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert FeatureStore(tmp_path / "s").keys() == ["a"]
+
+
+def test_a_missing_map_names_key_and_store(tmp_path: Path) -> None:
+    store = write(tmp_path / "s", {"a": numbered(2, 2)})
+    for ask in (store.map, store.grids, store.sample, store.shape, store.record):
+        with pytest.raises(StoreError, match="zebra") as caught:
+            ask("zebra")
+        assert str(tmp_path / "s") in str(caught.value)
+        assert isinstance(caught.value, UserError)
+
+
+def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="gridvlp extract"):
+        FeatureStore(tmp_path / "none")
+    with pytest.raises(StoreError, match="no feature store"):
+        StoreWriter.open(tmp_path / "none")
+    with pytest.raises(StoreError):
+        FeatureStore([])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"zarr_format": 3, "node_type": "group", "attributes": {}}',
+        '{"zarr_format": 3, "node_type": "group"}',
+        '{"zarr_format": 3, "node_type": "group", "attributes": {"gridvlp": 1}}',
+        "not json",
+        "[]",
+    ],
+)
+def test_what_is_no_store_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        FeatureStore(tmp_path)
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        StoreWriter.open(tmp_path)
+
+
+def test_an_unknown_version_is_refused_by_both_sides(tmp_path: Path) -> None:
+    write(tmp_path / "s", {"a": numbered(2, 2)})
+    about = tmp_path / "s" / "zarr.json"
+    content = json.loads(about.read_text())
+    content["attributes"]["gridvlp"]["format_version"] = 99
+    about.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="format 99"):
+        FeatureStore(tmp_path / "s")
+    with pytest.raises(StoreError, match="format 99"):
+        StoreWriter.open(tmp_path / "s")
+
+
+# What a store knows of itself
+
+
+def test_facts_encoder_and_sizes_are_kept(tmp_path: Path) -> None:
+    encoder = {"name": "x101", "weights_sha256": "ab" * 32, "resize": [600, 1000]}
+    facts = {"source": "val2014/Zürich.jpg", "original_size": [480, 640]}
+    with StoreWriter.create(tmp_path / "s", channels=C, encoder=encoder) as writer:
+        writer.add("a", numbered(2, 2), **facts)
+        writer.add("b", numbered(2, 2))
+        assert writer.encoder == encoder
+    store = FeatureStore(str(tmp_path / "s"))
+    assert store.encoder == encoder
+    assert store.channels == C
+    assert store.record("a") == facts
+    assert store.record("b") == {}
+
+
+def test_the_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
+    maps = {"a": numbered(2, 2), "b": numbered(3, 2)}
+    prints = {
+        name: write(tmp_path / name, chosen, **options).fingerprint
+        for name, chosen, options in [
+            ("s", maps, {}),
+            ("moved", maps, {}),
+            ("fewer", {"a": maps["a"]}, {}),
+            ("turned", {"a": maps["a"], "b": numbered(2, 3)}, {}),
+            ("encoder", maps, {"encoder": {"name": "x152"}}),
+        ]
+    }
+    assert prints["s"] == prints["moved"] == FeatureStore(tmp_path / "s").fingerprint
+    assert len(set(prints.values())) == 4
+    assert len(prints["s"]) == 64
+
+
+# Several stores
+
+
+def test_several_stores_read_as_one(tmp_path: Path) -> None:
+    encoder = {"name": "x101", "weights_sha256": "1"}
+    write(tmp_path / "coco", {"COCO_val2014_000000000009": numbered(2, 2)}, encoder=encoder)
+    write(
+        tmp_path / "vg",
+        {"2345": numbered(3, 3), "000000000009": numbered(5, 5)},
+        encoder=encoder,
+        dtype="float32",
+    )
+    store = FeatureStore([tmp_path / "coco", tmp_path / "vg"])
+    assert len(store) == 2
+    assert store.keys() == ["COCO_val2014_000000000009", "2345"]
+    assert store.shape("000000000009") == (C, 2, 2)  # the first store named wins
+    np.testing.assert_array_equal(store.map("2345"), numbered(3, 3))
+    np.testing.assert_array_equal(store.map("000000000009"), numbered(2, 2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"encoder": {"name": "x152", "weights_sha256": "1"}},
+        {"encoder": {"name": "x101", "weights_sha256": "2"}},
+        {"encoder": {}},
+        {"channels": 4},
+    ],
+)
+def test_stores_of_different_encoders_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    encoder = {"name": "x101", "weights_sha256": "1"}
+    write(tmp_path / "a", {}, encoder=encoder)
+    write(tmp_path / "b", {}, **{"encoder": encoder, **other})
+    with pytest.raises(StoreError, match=r"different encoders|differ in channels") as caught:
+        FeatureStore([tmp_path / "a", tmp_path / "b"])
+    assert str(tmp_path / "b") in str(caught.value)
+
+
+# Many readers
+
+
+def test_a_writer_may_add_while_others_read(tmp_path: Path) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        assert len(FeatureStore(tmp_path / "s")) == 0
+        writer.add("a", numbered(2, 2))
+        writer.flush()
+        early = FeatureStore(tmp_path / "s")
+        np.testing.assert_array_equal(early.map("a"), numbered(2, 2))
+        for i in range(5):
+            writer.add(f"b{i}", numbered(3, 3))
+            assert f"b{i}" not in FeatureStore(tmp_path / "s")  # it waits for its shard
+            writer.flush()
+            np.testing.assert_array_equal(early.map("a"), numbered(2, 2))
+            assert early.keys() == ["a"]
+            np.testing.assert_array_equal(FeatureStore(tmp_path / "s").map(f"b{i}"), numbered(3, 3))
+    assert len(FeatureStore(tmp_path / "s")) == 6
+
+
+def test_threads_share_one_store(tmp_path: Path) -> None:
+    maps = {f"k{i}": grid_map(i, 10, 12) for i in range(12)}
+    store = write(tmp_path / "s", maps)
+    together = threading.Barrier(8)
+
+    def read(worker: int) -> bool:
+        together.wait(timeout=60)
+        same = True
+        for i in range(24):
+            key = f"k{(i + worker) % 12}"
+            same &= np.array_equal(store.map(key), maps[key])
+            same &= store.sample(key, 30).shape == (30, C)
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.timeout(60)
+def test_a_forked_child_reads_after_its_parent_did(tmp_path: Path) -> None:
+    maps = {f"k{i}": grid_map(i, 19, 32) for i in range(3)}
+    store = write(tmp_path / "s", maps)
+    for key in maps:  # whatever pools of threads there are run now
+        store.map(key)
+        store.sample(key, 100)
+    child = os.fork()
+    if child == 0:
+        import signal
+
+        signal.alarm(20)  # a hang ends as a failure
+        status = 1
+        try:
+            status = 0 if all(np.array_equal(store.map(k), maps[k]) for k in maps) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(store.map("k0"), maps["k0"])
+
+
+def test_a_pickled_store_reads_and_carries_no_maps(tmp_path: Path) -> None:
+    maps = {f"k{i}": grid_map(i, 19, 32, channels=64) for i in range(3)}
+    store = write(tmp_path / "s", maps, channels=64)
+    store.map("k1")
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 10_000
+    copy = pickle.loads(pickled)
+    np.testing.assert_array_equal(copy.map("k1"), maps["k1"])
+    assert copy.fingerprint == store.fingerprint
