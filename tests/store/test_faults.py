@@ -58,6 +58,7 @@ with StoreWriter.open(path) if path.exists() else StoreWriter.create(path, chann
         if f"photo{seed}" not in writer:
             writer.add(f"photo{seed}", grid_map(seed), seed=seed)
             if seed % 4 == 3:
+                sys.stdin.readline()  # a shard for each line, or all at the end of input
                 writer.flush()
                 print("flushed", seed, flush=True)
 """
@@ -66,6 +67,7 @@ with StoreWriter.open(path) if path.exists() else StoreWriter.create(path, chann
 def writing(path: Path, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", WRITE, str(Path(__file__).parent), str(path), str(count)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -79,21 +81,23 @@ def test_a_store_that_was_killed_again_and_again_equals_an_undisturbed_one(
     undisturbed = write(tmp_path / "undisturbed", range(count))
     path = tmp_path / "killed"
     kept = 0
-    for attempt in range(4):
+    for attempt in range(5):
         process = writing(path, count)
         assert process.stdout is not None
+        assert process.stdin is not None
         begun = int(process.stdout.readline().split()[1])
         assert begun >= kept  # nothing that was whole is lost
         assert begun % 4 == 0
-        process.stdout.readline()  # at least one more shard
-        time.sleep(0.011 * attempt)  # another place in the next
+        print("go\ngo", file=process.stdin, flush=True)
+        process.stdout.readline()  # one shard is whole; the kill comes somewhere in the next
+        time.sleep(0.004 * attempt)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         survived = FeatureStore(path)
         assert len(survived) > begun
         assert_holds(survived, range(len(survived)))
         kept = len(survived)
-    assert kept < count, "the kills came too late to disturb anything"
+    assert kept < count
     process = writing(path, count)
     process.communicate()
     assert process.returncode == 0

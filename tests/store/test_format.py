@@ -1,0 +1,168 @@
+"""Readers written from docs/store-format.md alone, without gridvlp, find the same maps."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+
+from gridvlp.store import FeatureStore, StoreWriter
+
+C = 24
+SIZES = {
+    "COCO_val2014_000000262148": (19, 32),
+    "2345": (1, 1),
+    "wide": (4, 5),
+    "odd": (7, 3),
+    "ключ \udcff": (10, 13),
+}
+
+
+def z(g: int, seed: int) -> int:
+    wrap = 2**64 - 1
+    s = (seed + g) * 0x9E3779B97F4A7C15 & wrap
+    s = (s ^ (s >> 30)) * 0xBF58476D1CE4E5B9 & wrap
+    s = (s ^ (s >> 27)) * 0x94D049BB133111EB & wrap
+    return s ^ (s >> 31)
+
+
+def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
+    """All maps of a store: files, struct and zstd only."""
+    about = json.loads((store / "zarr.json").read_bytes())["attributes"]["gridvlp"]
+    assert about["format_version"] == 1
+    channels, chunk_rows = about["channels"], about["chunk_grids"]
+    array = json.loads((store / "grids" / "zarr.json").read_bytes())
+    shard_rows = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    dtype = np.dtype(array["data_type"]).newbyteorder("<")
+    chunks = shard_rows // chunk_rows
+    maps = {}
+    for file in sorted((store / "index").iterdir()):
+        if file.name.startswith("."):
+            continue
+        shard = (store / "grids" / "c" / str(int(file.stem)) / "0").read_bytes()
+        index = shard[-16 * chunks - 4 : -4]
+        assert google_crc32c.value(index) == struct.unpack("<I", shard[-4:])[0]
+        for record in json.loads(file.read_bytes()):
+            height, width = record["height"], record["width"]
+            assert record["start"] % chunk_rows == 0
+            assert record["start"] // shard_rows == int(file.stem)
+            first = record["start"] % shard_rows // chunk_rows
+            rows = b""
+            for chunk in range(first, first + -(-height * width // chunk_rows)):
+                offset, length = struct.unpack_from("<QQ", index, 16 * chunk)
+                assert offset != 2**64 - 1
+                rows += bytes(Zstd().decode(shard[offset : offset + length]))
+            rows_GC = np.frombuffer(rows, dtype).reshape(-1, channels)
+            map_HWC = np.empty((height, width, channels), np.float32)
+            order = sorted(range(height * width), key=lambda g: z(g, about["order_seed"]))
+            for row, g in enumerate(order):
+                map_HWC[g // width, g % width] = rows_GC[row]
+            maps[record["key"]] = map_HWC.transpose(2, 0, 1)
+    return maps
+
+
+def make(path: Path, dtype: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    maps = {
+        key: rng.standard_normal((C, *size)).astype(dtype).astype(np.float32)
+        for key, size in SIZES.items()
+    }
+    with StoreWriter.create(path, channels=C, dtype=dtype) as writer:
+        for key, map_CHW in maps.items():
+            writer.add(key, map_CHW, source=f"{key}.jpg")
+            if key == "wide":
+                writer.flush()
+    return maps
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_reader_written_from_the_page_finds_every_map(tmp_path: Path, dtype: str) -> None:
+    maps = make(tmp_path / "s", dtype)
+    found = read_by_the_book(tmp_path / "s")
+    assert list(found) == list(maps)
+    for key, map_CHW in maps.items():
+        np.testing.assert_array_equal(found[key], map_CHW)
+        np.testing.assert_array_equal(FeatureStore(tmp_path / "s").map(key), map_CHW)
+
+
+PLAIN_ZARR = """
+import json, sys
+from pathlib import Path
+import numpy as np, zarr
+store = Path(sys.argv[1])
+grids = zarr.open_group(store, mode="r")["grids"]
+assert "Batched" in zarr.config.get("codec_pipeline.path")
+out = {}
+for file in sorted((store / "index").glob("*.json")):
+    for i, record in enumerate(json.loads(file.read_text("utf-8"))):
+        start, count = record["start"], record["height"] * record["width"]
+        out[f"{file.stem}-{i}"] = grids[start : start + count]
+np.savez(sys.argv[2], **out)
+assert "gridvlp" not in sys.modules
+"""
+
+
+def test_plain_zarr_reads_the_rows(tmp_path: Path) -> None:
+    maps = make(tmp_path / "s", "float16")
+    subprocess.run(
+        [sys.executable, "-c", PLAIN_ZARR, str(tmp_path / "s"), str(tmp_path / "out.npz")],
+        check=True,
+    )
+    seed = json.loads((tmp_path / "s" / "zarr.json").read_text())["attributes"]["gridvlp"][
+        "order_seed"
+    ]
+    with np.load(tmp_path / "out.npz") as rows:
+        for name, map_CHW in zip(sorted(rows), maps.values(), strict=True):
+            grids_GC = map_CHW.reshape(C, -1).T
+            order = sorted(range(len(grids_GC)), key=lambda g: z(g, seed))
+            np.testing.assert_array_equal(rows[name].astype(np.float32), grids_GC[order])
+
+
+def test_the_rows_between_maps_are_zeros_and_each_map_begins_a_chunk(tmp_path: Path) -> None:
+    import zarr
+
+    make(tmp_path / "s", "float16")
+    group: Any = zarr.open_group(tmp_path / "s", mode="r")
+    rows_GC = group["grids"][:]
+    free = np.ones(len(rows_GC), bool)
+    for file in (tmp_path / "s" / "index").glob("*.json"):
+        for record in json.loads(file.read_text()):
+            assert record["start"] % 20 == 0
+            taken = slice(record["start"], record["start"] + record["height"] * record["width"])
+            assert free[taken].all()
+            free[taken] = False
+    assert not rows_GC[free].any()
+
+
+def test_the_page_states_what_is_written(tmp_path: Path) -> None:
+    """The constants of the page are those on disk."""
+    page = Path(__file__).parents[2] / "docs" / "store-format.md"
+    text = page.read_text(encoding="utf-8")
+    make(tmp_path / "s", "float16")
+    about = json.loads((tmp_path / "s" / "zarr.json").read_text())["attributes"]["gridvlp"]
+    stated = re.search(r"0x(67\w+) = (\d+)", text)
+    assert stated is not None
+    assert about["order_seed"] == int(stated[1], 16) == int(stated[2])
+    example = ", ".join(map(str, sorted(range(8), key=lambda g: z(g, about["order_seed"]))))
+    assert f"the list is {example}." in text
+    for field in about:
+        assert f"`{field}`" in text
+    for field in json.loads((tmp_path / "s" / "index" / "000000.json").read_text())[0]:
+        assert f"`{field}`" in text
+    array = json.loads((tmp_path / "s" / "grids" / "zarr.json").read_text())
+    assert array["fill_value"] == "NaN"
+    assert array["chunk_key_encoding"]["configuration"]["separator"] == "/"
+    (sharding,) = array["codecs"]
+    inner = sharding["configuration"]
+    assert inner["chunk_shape"] == [20, C]
+    assert inner["index_location"] == "end"
+    assert [codec["name"] for codec in inner["codecs"]] == ["bytes", "zstd"]
+    assert inner["codecs"][1]["configuration"]["checksum"] is True
+    assert [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
