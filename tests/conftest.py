@@ -1,8 +1,12 @@
 """Fixtures shared by all rooms."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSettings
+from tests.squares import write_data, write_store
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,3 +17,48 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there: real data are optional")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """A working folder with data/ and store.zarr; runs go elsewhere."""
+    folder = tmp_path_factory.mktemp("squares")
+    write_data(folder / "data")
+    write_store(folder / "store.zarr")
+    return folder
+
+
+@pytest.fixture
+def options(squares, tmp_path):
+    """Pre-training of a tiny model that takes a second or two."""
+    return PreTrainingOptions(
+        features=(squares / "store.zarr",),
+        data=squares / "data",
+        run=tmp_path / "pretrain",
+        grids=4,
+        sentences_per_read=2,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        dropout=0.1,
+        initializer_range=0.1,
+        training=TrainingSettings(
+            learning_rate=2e-3,
+            epochs=3,
+            batch_size=16,
+            warmup=0.1,
+            precision="float32",
+            save_steps=4,
+        ),
+    )
+
+
+@pytest.fixture
+def task_training():
+    """Fine-tuning of the tiny model."""
+
+    def make(task: str, **changes):
+        changes = {"learning_rate": 2e-3, "epochs": 2, "batch_size": 8, **changes}
+        return replace(FINE_TUNING[task], precision="float32", save_steps=3, **changes)
+
+    return make

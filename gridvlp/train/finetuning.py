@@ -31,6 +31,7 @@ from gridvlp.train.model import (
     GridVLPForPairs,
     GridVLPForPreTraining,
     TaskModel,
+    choose_attention,
     copy_answer_rows,
     encoder_identity,
     load_model,
@@ -312,6 +313,7 @@ def evaluate(
     examples = _read(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
     accelerator = make_accelerator(precision)
+    choose_attention(model, accelerator.device)
     prepared = accelerator.prepare(model.eval())
 
     def answers(withhold: bool) -> list[str]:

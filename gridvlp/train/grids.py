@@ -31,7 +31,7 @@ def read_grids(
         if sample is None:
             maps.append(store.grids(key, dtype=np.float16))
         else:
-            rng = np.random.default_rng([*seed, *key.encode()])
+            rng = np.random.default_rng([*seed, *key.encode(errors="surrogatepass")])
             maps.append(store.sample(key, n=sample, rng=rng, dtype=np.float16))
     counts_I = np.array([len(grids_GC) for grids_GC in maps])
     mask_IG = np.arange(counts_I.max())[None] < counts_I[:, None]

@@ -24,6 +24,7 @@ from gridvlp.errors import UserError
 from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
+from gridvlp.train.model import choose_attention
 from gridvlp.train.settings import TrainingSettings
 
 WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in BERT
@@ -105,6 +106,7 @@ def fit(
     warmup = math.ceil(total * settings.warmup)
     optimizer = _make_optimizer(model, settings, head)
     begin, kept = _restore(model, optimizer, run)
+    choose_attention(model, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rates = [group["initial_lr"] for group in optimizer.param_groups]
 

@@ -12,7 +12,7 @@ from gridvlp.train.pretraining import pretrain
 from gridvlp.train.relevance import explain
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from tests.train.conftest import CHANNELS, grid_map
+from tests.squares import CHANNELS, grid_map
 
 
 def silent(_line):

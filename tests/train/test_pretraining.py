@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(options, monkeypa
 
 
 def test_a_corpus_without_a_photo_in_the_store_says_what_to_extract(options, tmp_path):
-    from tests.train.conftest import write_data
+    from tests.squares import write_data
 
     write_data(tmp_path / "data")
     for path in (tmp_path / "data" / "coco").rglob("*.json"):

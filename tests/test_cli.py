@@ -1,0 +1,133 @@
+import json
+import sys
+
+import pytest
+
+from gridvlp import cli
+
+TINY = (
+    *("--hidden-size", "32", "--layers", "1", "--heads", "2", "--grids", "4"),
+    *("--epochs", "1", "--batch-size", "16", "--precision", "float32"),
+)
+
+
+@pytest.fixture
+def gridvlp(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gridvlp", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def folder(squares, tmp_path, monkeypatch):
+    """A working folder as a user has it, with data/ and store.zarr."""
+    (tmp_path / "data").symlink_to(squares / "data")
+    (tmp_path / "store.zarr").symlink_to(squares / "store.zarr")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_option_of_every_command_is_explained_with_its_default(gridvlp):
+    for name, command in cli.cli.commands.items():
+        code, text, _ = gridvlp(name, "--help")
+        assert code == 0
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert option.help, f"{name} {option.name}"
+                assert option.opts[0] in text
+                is_flag = getattr(option, "is_flag", False)
+                assert option.required or is_flag or "default" in text
+
+
+def test_the_commands_run_one_after_another_with_their_defaults(gridvlp, folder):
+    code, out, err = gridvlp("pretrain", "--features", "store.zarr", *TINY)
+    assert code == 0, err
+    assert "pretrain: features=store.zarr data=data run=runs/pretrain" in err
+    assert "coco-captions" in out
+    code, out, err = gridvlp("finetune", "nlvr2", "--epochs", 1, "--batch-size", 8)
+    assert code == 0, err
+    assert "nlvr2 train: 32 lines, 32 used" in out
+    code, out, err = gridvlp("evaluate", "nlvr2", "--split", "dev", "--withheld")
+    assert code == 0, err
+    assert "accuracy" in out
+    assert "image withheld" in out
+    metrics = json.loads((folder / "runs/finetune-nlvr2/evaluate-dev/metrics.json").read_text())
+    assert metrics["examples"] == 16
+    assert (folder / "runs/finetune-nlvr2/evaluate-dev/predictions.csv").exists()
+
+
+def test_a_settings_file_gives_defaults_and_options_win(gridvlp, folder):
+    (folder / "gridvlp.yaml").write_text(
+        "pretrain: {layers: 7, heads: 5}\nfinetune nlvr2: {epochs: 9}\n"
+    )
+    _, _, err = gridvlp("pretrain", "--heads", 2, "--features", "nowhere.zarr")
+    assert "layers=7 heads=2" in err
+    _, _, err = gridvlp("finetune", "nlvr2", "--features", "nowhere.zarr")
+    assert "epochs=9" in err
+    _, _, err = gridvlp("finetune", "vqa", "--features", "nowhere.zarr")
+    assert "epochs=9" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pretrain: {layer: 7}", "no option 'layer'. Did you mean layers?"),
+        ("pretrian: {layers: 7}", "'pretrian' is no command. Did you mean pretrain?"),
+        ("- layers", "must have a section for each command"),
+        ("pretrain: 7", "must hold `option: value` lines"),
+        ("{", "cannot be read as YAML"),
+    ],
+)
+def test_a_settings_file_with_a_mistake_is_told(gridvlp, folder, text, told):
+    (folder / "mine.yaml").write_text(text)
+    code, _, err = gridvlp("pretrain", "--config", "mine.yaml")
+    assert code == 2
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pretrian"], "Did you mean `gridvlp pretrain`?"),
+        (["finetune", "nlvr"], "Did you mean nlvr2?"),
+        (["evaluate", "vqaa"], "Did you mean vqa?"),
+        (["pretrain", "--features", "none.zarr"], "`gridvlp extract --images coco/`"),
+        (["pretrain", "--features", "data"], "no feature store"),
+        (["pretrain", "--grids", "some"], "give a number, or 'all'"),
+        (["pretrain", "--epochs", "0"], "--epochs must be above 0"),
+        (["pretrain", "--data", "elsewhere"], "elsewhere"),
+        (["finetune", "vqa"], "`gridvlp pretrain`"),
+        (["evaluate", "gqa"], "`gridvlp finetune gqa`"),
+        (["pretrain", "--config", "none.yaml"], "cannot be read"),
+        (["extract", "--images", "nowhere/"], "There is no folder nowhere"),
+        (["train-extractor", "--visual-genome", "nowhere"], "nowhere"),
+        (["sample-data", ".", "--images", "3"], "too few"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(gridvlp, folder, arguments, told):
+    code, _, err = gridvlp(*arguments)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_half_an_annotation_file_is_named(gridvlp, folder, squares):
+    (folder / "data").unlink()
+    path = folder / "data/coco/annotations/captions_train2017.json"
+    path.parent.mkdir(parents=True)
+    whole = (squares / "data/coco/annotations/captions_train2017.json").read_text()
+    path.write_text(whole[: len(whole) // 2])
+    code, _, err = gridvlp("pretrain")
+    assert code == 2
+    assert "captions_train2017.json" in err
