@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,9 +192,9 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
     model, encoder, origin = _start_model(options, task, store)
-    train = _read(task, options.data, options.train_splits or task.train_splits, store, say)
+    train, _ = _read(task, options.data, options.train_splits or task.train_splits, store, say)
     valid_split = options.valid_split or task.valid_split
-    valid = _read(task, options.data, [valid_split], store, say, needed=False)
+    valid, _ = _read(task, options.data, [valid_split], store, say, needed=False)
     if not any(example.truth is not None for example in valid):
         say(f"Nothing in {task.name} {valid_split} can be scored: the last epoch will be kept.")
         valid = []
@@ -310,7 +311,7 @@ def evaluate(
     store = FeatureStore(features or tuple(Path(p) for p in options["features"]))
     check_encoder(model.config, store, run)
     data = data or Path(options["data"])
-    examples = _read(task, data, [split], store, say)
+    examples, skipped = _read(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
     accelerator = make_accelerator(precision)
     choose_attention(model, accelerator.device)
@@ -334,7 +335,11 @@ def evaluate(
     folder = run / f"evaluate-{split}"
     folder.mkdir(exist_ok=True)
     path = folder / f"predictions{task.submission_suffix}"
-    task.write_submission(path, [example.id for example in examples], predicted)
+    ids = [example.id for example in examples]
+    guess = Counter(predicted).most_common(1)[0][0]
+    if skipped:  # the servers refuse a file that lacks a line
+        say(f"{len(skipped):,} lines that were left out are answered {guess!r} in {path}.")
+    task.write_submission(path, ids + skipped, predicted + [guess for _ in skipped])
     figures, withheld_figures, majority = None, None, None
     if any(example.truth is not None for example in examples):
         figures = task.score(examples, predicted)
@@ -440,14 +445,17 @@ def _read(
     store: FeatureStore,
     say: Callable[[str], object],
     needed: bool = True,
-) -> list[Example]:
+) -> tuple[list[Example], list[str]]:
+    """The examples of splits, and the ids of the lines that were left out."""
     examples: list[Example] = []
+    skipped: list[str] = []
     without_photo = 0
     for split in splits:
         read = task.read(data, split, store)
         for line in read.report.lines_of_text():
             say(line)
         examples += read.examples
+        skipped += read.skipped
         without_photo += read.report.without_photo
     if needed and not examples:
         if not without_photo:
@@ -457,7 +465,7 @@ def _read(
             f"No line of {task.name} {', '.join(splits)} has its photo in the store: "
             f"`gridvlp extract --images FOLDER` adds them, from {', '.join(folders)}."
         )
-    return examples
+    return examples, skipped
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
