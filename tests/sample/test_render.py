@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridvlp.sample.render import COLOUR_VALUES, box_of, render
+from gridvlp.sample.render import box_of, render
 from gridvlp.sample.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -19,6 +19,8 @@ from gridvlp.sample.scene import (
 )
 
 LIGHT = (0.3, -0.95)
+# Degrees on the colour wheel where people see these names
+HUES = {"red": 0, "orange": 28, "yellow": 55, "green": 125, "blue": 225, "purple": 283}
 
 
 def drawn(seed):
@@ -98,9 +100,7 @@ def name_of(rgb):
     hue, saturation, value = colorsys.rgb_to_hsv(*np.asarray(rgb) / 255)
     if saturation < 0.3 or value < 0.2:
         return "white" if value > 0.45 else "black"
-    hues = {n: colorsys.rgb_to_hsv(*np.divide(v, 255))[0] for n, v in COLOUR_VALUES.items()}
-    coloured = [name for name in COLOURS if name not in ("black", "white")]
-    return min(coloured, key=lambda name: abs((hues[name] - hue + 0.5) % 1 - 0.5))
+    return min(HUES, key=lambda name: abs((HUES[name] - 360 * hue + 180) % 360 - 180))
 
 
 @pytest.mark.parametrize("material", MATERIALS)
