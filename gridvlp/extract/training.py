@@ -137,6 +137,7 @@ def _fit(
     fast = choose_precision(options.precision, device) == torch.bfloat16
     make = _Batches(train, options, model.input_format)
     step = begin
+    counted = [buffer.clone() for buffer in model.buffers()]  # after `step` steps
     total = options.iterations * options.batch_size
     with (
         EventStorage(begin),
@@ -161,6 +162,7 @@ def _fit(
                 loss.backward()
                 optimizer.step()
                 step = number + 1
+                counted = [buffer.clone() for buffer in model.buffers()]
                 bar.advance(options.batch_size, f"loss {float(loss.detach()):.3f}")
                 if step % LOG_STEPS == 0 or step == options.iterations:
                     values = {name: float(value.detach()) for name, value in losses.items()}
@@ -172,6 +174,9 @@ def _fit(
                 if step % options.save_steps == 0:
                     run.save_checkpoint(save, optimizer, {"step": step})
         except KeyboardInterrupt:
+            # norms count a batch as it passes, before its step is done; it will pass again
+            for buffer, value in zip(model.buffers(), counted, strict=True):
+                buffer.copy_(value)
             run.save_checkpoint(save, optimizer, {"step": step})
             bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
             raise

@@ -99,6 +99,31 @@ def test_resumed_run_equals_an_undisturbed_one(
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+def test_ctrl_c_within_a_step_changes_nothing(
+    visual_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The norms have seen the cut step's photos by then; they must not count them twice."""
+    train_extractor(options(visual_genome, tmp_path / "whole"), quiet)
+    losses = AttributePredictor.loss
+    calls = []
+
+    def interrupt(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return losses(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AttributePredictor, "loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_extractor(options(visual_genome, tmp_path / "cut", save_steps=1000), quiet)
+    state = json.loads((tmp_path / "cut" / "checkpoint" / "state.json").read_text())
+    assert state["step"] == 2
+    train_extractor(options(visual_genome, tmp_path / "cut"), quiet)
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
 KILLED = """
 import sys
 from pathlib import Path
