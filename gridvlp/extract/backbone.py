@@ -135,7 +135,8 @@ def backbone_weights(checkpoint: Any, name: str) -> tuple[dict[str, torch.Tensor
         UserError: there are no tensors in it.
     """
     found = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
-    found = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    found = found if isinstance(found, dict) else {}
+    found = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
     if "layer1.0.conv1.weight" in found:
         return from_torchvision(found), True
     inside = {k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")}

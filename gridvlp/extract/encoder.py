@@ -105,7 +105,11 @@ def _read_file(path: Path) -> Weights:
             checkpoint: Any = load_file(path)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
+    except (
+        *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError),
+        *(ValueError, LookupError, TypeError, AttributeError),
+    ) as error:
+        # torch.load raises all of these on damaged files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} cannot be read as a checkpoint of plain tensors: {first}"

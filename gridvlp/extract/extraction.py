@@ -289,4 +289,4 @@ def _encode(window: list[Read], encoder: FrozenEncoder, batch_size: int) -> list
 
 def _kind(reason: str) -> str:
     """A reason without what is particular to one file."""
-    return reason.split(" as /")[0].split(":")[0]
+    return reason.split(" as ")[0].split(":")[0]

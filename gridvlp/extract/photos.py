@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,20 @@ def find_photos(places: Iterable[Path]) -> list[Path]:
             continue
         if not place.is_dir():
             raise UserError(f"There is no folder {place}: name the photos with --images FOLDER.")
-        inside = [
-            Path(folder, name)
-            for folder, _, names in os.walk(place, followlinks=True, onerror=_refuse)
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
+        inside = []
+        entered = set()
+        for folder, subfolders, names in os.walk(place, followlinks=True, onerror=_refuse):
+            subfolders.sort()  # which of two links to a folder is followed
+            real = os.path.realpath(folder)
+            if real in entered:  # by a link, which may lead back above itself
+                subfolders.clear()
+                continue
+            entered.add(real)
+            inside += [
+                Path(folder, name)
+                for name in names
+                if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+            ]
         if not inside:
             others = sum(len(names) for _, _, names in os.walk(place))
             raise UserError(
@@ -115,6 +124,7 @@ def read_photo(path: Path, size: tuple[int, int]) -> Photo:
         TypeError,
         EOFError,
         MemoryError,
+        struct.error,
     ) as error:
         # Pillow's decoders raise all of these on damaged files
         raise BadPhoto(f"the image is damaged: {error or type(error).__name__}") from error
@@ -127,7 +137,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB, as a person would see it."""
     if image.mode.startswith(("I", "F")):
         values: np.ndarray = np.asarray(image, dtype=np.float32)
-        if values.max(initial=0) > 255:  # 16 bits
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:  # 16 bits
             values = values / 257
         image = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

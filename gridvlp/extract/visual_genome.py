@@ -39,17 +39,20 @@ class Vocabulary:
         """Read such lists.
 
         Raises:
-            UserError: a list is not there.
+            UserError: a list is not there, or is no text.
         """
         lists = []
         for name in ("objects", "attributes"):
             found = [*folder.glob(f"*{name}*.txt")]
             if len(found) != 1:
                 raise UserError(f"{folder} holds no visual_genome_{name}.txt.")
-            lines = found[0].read_text(encoding="utf-8").splitlines()
-            lists.append(
-                [[word.strip().lower() for word in line.split(",")] for line in lines if line]
-            )
+            try:
+                lines = found[0].read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{found[0]} is no UTF-8 text: {error}.") from error
+            # An empty spelling would be the name of every object that has none.
+            spelled = ([_clean(word) for word in line.split(",") if word.strip()] for line in lines)
+            lists.append([words for words in spelled if words])
         return cls(*lists)
 
 

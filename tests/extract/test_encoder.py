@@ -1,5 +1,6 @@
 """The fast encoder gives Detectron2's own features; published files load strictly."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -245,10 +246,30 @@ def test_damaged_and_absent_weights_are_said(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("<html>404</html>")
     with pytest.raises(UserError, match="cannot be read"):
         read_weights(str(tmp_path / "text.pth"))
+    for number, held in enumerate(({"model": None}, {"model": torch.zeros(2)}, [1], {})):
+        torch.save(held, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match="holds no weights"):
+            read_weights(str(tmp_path / f"{number}.pth"))
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbered.pth")
+    with pytest.raises(UserError, match="holds no ResNet"):
+        read_weights(str(tmp_path / "numbered.pth"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="not finished"):
         read_weights(str(tmp_path / "run"))
+
+
+def test_a_damaged_checkpoint_is_never_a_traceback(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = io.BytesIO()
+    torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(4, 3, 7, 7)}}, whole)
+    for _ in range(100):
+        damaged = bytearray(whole.getvalue())
+        for place in rng.integers(min(900, len(damaged)), size=4):
+            damaged[place] = int(rng.integers(256))
+        (tmp_path / "a.pth").write_bytes(damaged)
+        with pytest.raises(UserError):  # whole, it would have no res2
+            read_weights(str(tmp_path / "a.pth"))
 
 
 def test_encoder_folder_round_trip(tmp_path: Path) -> None:

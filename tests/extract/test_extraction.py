@@ -118,6 +118,18 @@ def test_bad_files_are_skipped_with_reasons(photo_folder: Path, tmp_path: Path) 
     assert store.shape("line") == (256, 4, 1)  # 128 x 1
 
 
+def test_duplicates_are_told_in_one_line(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the usual way: --images photos
+    for path in sorted(photo_folder.rglob("*.png"))[:3]:
+        shutil.copy(path, photo_folder / path.name)
+    report = extract(options(tmp_path, images=(Path("photos"),)), quiet)
+    assert (report.written, len(report.skipped)) == (12, 3)
+    assert [line for line in report.lines() if "same key" in line] == ["  skipped 3: the same key"]
+    assert "the same key as photos/a/" in skipped_file(report.store).read_text()
+
+
 def test_only_what_is_new_is_added(photo_folder: Path, tmp_path: Path) -> None:
     few = tuple(sorted(photo_folder.rglob("*.png"))[:5])
     first = extract(options(tmp_path, images=few), quiet)

@@ -1,5 +1,7 @@
 """Any photo becomes the pixels that a person would see; any other file gets a reason."""
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from detectron2.data.transforms import ResizeShortestEdge
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gridvlp.errors import UserError
 from gridvlp.extract.photos import BadPhoto, find_photos, read_photo, resized
@@ -96,6 +98,50 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.bmp")
     (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")
     assert np.array_equal(read(tmp_path / "a.jpg"), np.asarray(picture()))
+    picture().save(tmp_path / "b.png", format="JPEG", quality=100, subsampling=0)  # as in NLVR2
+    assert np.abs(read(tmp_path / "b.png").astype(int) - np.asarray(picture())).max() < 12
+
+
+def test_dark_16_bits_stay_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").max() == 1  # 200 of 65,535
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_no_damage_ends_an_extraction(tmp_path: Path, kind: str) -> None:
+    """Whatever a decoder makes of wrong bytes, it is a photo or a BadPhoto."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "described"
+    whole = io.BytesIO()
+    picture().save(whole, kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
+    path = tmp_path / "a.jpg"
+    bad = 0
+    for i in range(150):
+        damaged = bytearray(whole.getvalue())
+        within = len(damaged) if i % 2 else min(len(damaged), 160)
+        for place in rng.integers(within, size=int(rng.integers(1, 8))):
+            damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged[: int(rng.integers(len(damaged)))] if i % 5 == 0 else damaged)
+        try:
+            assert read(path).dtype == np.uint8
+        except BadPhoto:
+            bad += 1
+    assert bad > 10
+
+
+def test_exif_that_cannot_be_written_again_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow turns the photo and then packs the other tags anew, of whatever type they are."""
+    picture().save(tmp_path / "a.png")
+
+    def pack(_: Image.Image) -> None:
+        struct.pack("<H", "three")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", pack)
+    with pytest.raises(BadPhoto, match="damaged"):
+        read(tmp_path / "a.png")
 
 
 def test_each_bad_file_gets_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +209,21 @@ def test_photos_are_found_sorted_once(tmp_path: Path) -> None:
     expected = [tmp_path / "a/3.jpeg", tmp_path / "b/1.PNG", tmp_path / "b/2.jpg"]
     assert find_photos([tmp_path]) == expected
     assert find_photos([tmp_path / "b/2.jpg", tmp_path]) == [expected[2], *expected[:2]]
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / f"{name}.jpg").touch()
+        for i in range(3):  # each leads back: a search that follows them blindly never ends
+            (tmp_path / "all" / name / f"up{i}").symlink_to(tmp_path / "all")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.jpg").touch()
+    (tmp_path / "all" / "link").symlink_to(elsewhere)
+    found = find_photos([tmp_path / "all"])
+    assert [path.name for path in found] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert found[0] == tmp_path / "all" / "a" / "a.jpg"
 
 
 def test_nothing_to_find_is_said(tmp_path: Path) -> None:

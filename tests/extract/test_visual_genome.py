@@ -87,6 +87,29 @@ def test_vocabulary_from_lists_with_spellings(tmp_path: Path, visual_genome: Pat
     assert Vocabulary.load(saved) == data.vocabulary
 
 
+def test_untidy_lists(tmp_path: Path, visual_genome: Path) -> None:
+    (tmp_path / "visual_genome_objects.txt").write_bytes(b"cube,\r\n \r\nBall  game , ball,\r\n")
+    words = tmp_path / "visual_genome_attributes.txt"
+    words.write_text("red\n")
+    data = read_visual_genome(visual_genome, vocab=tmp_path)
+    assert data.vocabulary == Vocabulary([["cube"], ["ball game", "ball"]], [["red"]])
+    words.write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"visual_genome_attributes\.txt is no UTF-8"):
+        read_visual_genome(visual_genome, vocab=tmp_path)
+
+
+def test_an_object_without_a_name_is_outside_every_vocabulary(
+    tmp_path: Path, write_visual_genome: Writer, save_release: Callable[..., None]
+) -> None:
+    release = write_visual_genome(tmp_path / "vg", photos=3)
+    release["objects"][0]["objects"][0]["names"] = []
+    save_release(tmp_path / "vg", release)
+    (tmp_path / "visual_genome_objects.txt").write_text("ball,\nbox\n\n")
+    (tmp_path / "visual_genome_attributes.txt").write_text("red\n")
+    counts = read_visual_genome(tmp_path / "vg", vocab=tmp_path).counts
+    assert (counts.boxes, counts.outside_vocabulary) == (5, 1)
+
+
 def test_published_lists(shared_data: Path) -> None:
     vocabulary = Vocabulary.load(shared_data / "vocab")
     assert (len(vocabulary.objects), len(vocabulary.attributes)) == (1600, 400)
