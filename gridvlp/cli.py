@@ -79,7 +79,7 @@ class Command(click.Command):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {_first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
-        options = [option.name.replace("_", "-") for option in self.params if option.name]
+        options = {option.opts[0].lstrip("-"): option.name for option in self.params}
         values: dict[str, Any] = {}
         if not isinstance(sections, dict):
             raise UserError(f"{path} must have a section for each command, as in recipes/.")
@@ -95,7 +95,7 @@ class Command(click.Command):
                     raise UserError(
                         f"{path}: {self.name} has no option {key!r}.{_near(str(key), options)}"
                     )
-                values[key.replace("-", "_")] = value
+                values[str(options[key])] = value
         click.echo(f"Defaults from {path}.", err=True)
         return values
 

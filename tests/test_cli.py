@@ -98,7 +98,7 @@ def test_a_settings_file_with_a_mistake_is_told(gridvlp, folder, text, told):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["pretrian"], "Did you mean `gridvlp pretrain`?"),
+        (["pretrian"], "Did you mean pretrain?"),
         (["finetune", "nlvr"], "Did you mean nlvr2?"),
         (["evaluate", "vqaa"], "Did you mean vqa?"),
         (["pretrain", "--features", "none.zarr"], "`gridvlp extract --images coco/`"),
