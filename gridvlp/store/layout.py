@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def canonical_key(stem: str) -> str:
     return match.group(1) if match else stem
 
 
+@lru_cache(maxsize=4096)
 def grid_order(grids: int) -> np.ndarray:
     """The row-major grid that each stored row holds, int64 (grids,).
 
@@ -59,7 +61,9 @@ def grid_order(grids: int) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
-    return np.argsort(state, kind="stable").astype(np.int64)
+    order = np.argsort(state, kind="stable").astype(np.int64)
+    order.flags.writeable = False  # the same array is handed to all
+    return order
 
 
 def rows_taken(grids: int) -> int:

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
-import zarr
+from numcodecs.zstd import Zstd
 
 from gridvlp.store.layout import (
     DamagedMap,
@@ -21,16 +23,17 @@ from gridvlp.store.layout import (
     read_records,
 )
 
-# One worker decodes in the calling thread: a pool of threads that was started before a fork would
-# hang in the child, and readers are many already (measured: no slower for 100 grids or a map).
-zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
+# Chunks are read here and not through Zarr, whose calls cost a small map more than its bytes do
+# (docs/benchmarks.md), and whose thread pools hang in a forked child.
+ZSTD = Zstd()
+INDEXES_KEPT = 4096
+EMPTY = 2**64 - 1  # where a shard has no chunk
 
 
 class FeatureStore:
     """One store, or several read as one; maps are found under either spelling of a COCO name.
 
-    Safe to share among threads. It may be pickled and survives fork: each process opens the
-    arrays for itself.
+    Safe to share among threads, to pickle and to fork: no file and no thread is kept.
 
     Raises:
         StoreError: no store, an unknown version, or stores of different encoders.
@@ -63,7 +66,8 @@ class FeatureStore:
                 raise StoreError(f"{self.paths[0]} and {path} differ in channels.")
         self.channels: int = first["channels"]
         self.encoder: dict[str, Any] = first["encoder"]
-        self._arrays: tuple[int, list[Any]] | None = None
+        self._arrays = [_read_array(path) for path in self.paths]
+        self._indexes: dict[Path, list[tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -146,24 +150,63 @@ class FeatureStore:
             raise StoreError(f"There is no map of {key} in {paths}.") from None
 
     def _rows(self, number: int, record: dict[str, Any], first: int, last: int) -> np.ndarray:
-        start = record["start"]
+        """Stored rows of a map, from the chunks that hold them and no others."""
+        chunk_rows: int = self._about[number]["chunk_grids"]
+        layout = self._arrays[number]
+        shard, offset = divmod(record["start"] + first, layout.shard_rows)
+        chunks = range(offset // chunk_rows, -(-(offset + last - first) // chunk_rows))
+        path = self.paths[number] / "grids" / "c" / str(shard) / "0"
         try:
-            rows_GC = np.asarray(self._array(number)[start + first : start + last])
-            # Zarr fills what is missing, and cuts what lies beyond the array, without a word.
-            if len(rows_GC) != last - first or np.isnan(rows_GC[:, 0]).any():
-                raise ValueError("a shard is missing")
-            return rows_GC
-        except Exception as error:  # the codecs raise exceptions of many kinds
+            with path.open("rb") as file:
+                places = self._shard_index(path, file.fileno(), layout.shard_rows // chunk_rows)
+                parts = [
+                    ZSTD.decode(_read_exactly(file.fileno(), *places[chunk])) for chunk in chunks
+                ]
+            values = np.frombuffer(b"".join(parts), dtype=layout.dtype)
+            rows_GC = values.reshape(len(chunks) * chunk_rows, self.channels)
+            skipped = offset - chunks.start * chunk_rows
+            return rows_GC[skipped : skipped + last - first]
+        except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
                 f"The map of {record['key']} in {self.paths[number]} is damaged: {error}. "
                 "Extract that photo again into a new store."
             ) from error
 
-    def _array(self, number: int) -> Any:
-        if self._arrays is None or self._arrays[0] != os.getpid():
-            arrays = [zarr.open_group(path, mode="r")["grids"] for path in self.paths]
-            self._arrays = (os.getpid(), arrays)
-        return self._arrays[1][number]
+    def _shard_index(self, path: Path, file: int, chunks: int) -> list[tuple[int, int]]:
+        """(offset, bytes) of each chunk of a shard, which Zarr keeps at the file's end."""
+        if path not in self._indexes:
+            length = 16 * chunks
+            stored = _read_exactly(file, os.fstat(file).st_size - length - 4, length + 4)
+            if google_crc32c.value(stored[:length]) != int.from_bytes(stored[length:], "little"):
+                raise ValueError("the index of its shard has changed")
+            if len(self._indexes) >= INDEXES_KEPT:
+                self._indexes.clear()
+            places = np.frombuffer(stored[:length], dtype="<u8").reshape(-1, 2)
+            self._indexes[path] = [(int(offset), int(size)) for offset, size in places]
+        return self._indexes[path]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}
+
+@dataclass(frozen=True)
+class _Array:
+    """What grids/zarr.json says of the rows."""
+
+    dtype: np.dtype
+    shard_rows: int
+
+
+def _read_array(path: Path) -> _Array:
+    try:
+        about = json.loads((path / "grids" / "zarr.json").read_text(encoding="utf-8"))
+        dtype = np.dtype(about["data_type"]).newbyteorder("<")
+        return _Array(dtype, about["chunk_grid"]["configuration"]["chunk_shape"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise StoreError(f"{path}/grids is no Zarr v3 array: {error}. Extract again.") from error
+
+
+def _read_exactly(file: int, offset: int, size: int) -> bytes:
+    if offset == EMPTY or offset < 0:
+        raise ValueError("a chunk is missing")
+    found = os.pread(file, size, offset)
+    if len(found) != size:
+        raise ValueError("its shard is cut short")
+    return found

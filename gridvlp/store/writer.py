@@ -108,7 +108,7 @@ class StoreWriter:
             chunks=(CHUNK_GRIDS, channels),
             dtype=dtype,
             fill_value=float("nan"),  # no map has a NaN: what is missing cannot pass for zeros
-            # zstd's own checksum: zarrs does not check crc32c where it reads part of a shard
+            # zstd's own checksum: not all readers check crc32c where they read part of a shard
             compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
         )
         (begun / "index").mkdir()
@@ -207,6 +207,8 @@ class StoreWriter:
         for record, stored_GC in zip(self._records, self._maps, strict=True):
             rows[record["start"] - first :][: len(stored_GC)] = stored_GC
         try:
+            # What a kill left without an index is no part of the store; Zarr would read it first.
+            (self.path / "grids" / "c" / str(self._shard) / "0").unlink(missing_ok=True)
             self._grids.resize((first + self._shard_rows, self.channels))
             self._grids[first : first + self._shard_rows] = rows
             with (self.path / "grids" / "c" / str(self._shard) / "0").open("rb") as shard:
