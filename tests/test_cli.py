@@ -111,7 +111,7 @@ def test_a_settings_file_with_a_mistake_is_told(gridvlp, folder, text, told):
         (["pretrain", "--config", "none.yaml"], "cannot be read"),
         (["extract", "--images", "nowhere/"], "There is no folder nowhere"),
         (["train-extractor", "--visual-genome", "nowhere"], "nowhere"),
-        (["sample-data", ".", "--images", "3"], "too few"),
+        (["sample-data", ".", "--images", "3"], "give a number from"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(gridvlp, folder, arguments, told):
