@@ -1,4 +1,4 @@
-"""What a scene holds: a background and two to five things of a shape, colour, material and size."""
+"""What a scene holds: a background and two to four things of a shape, colour, material and size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MATERIALS = ("metal", "rubber", "wooden")
 SIZES = ("small", "large")
 BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")
 
-RADIUS = {"small": 0.15, "large": 0.24}  # of the photo's shorter side
+RADIUS = {"small": 0.18, "large": 0.28}  # of the photo's shorter side
 ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 SHORTER_SIDES = (208, 240, 256, 272)
-FEWEST_THINGS, MOST_THINGS = 2, 5
+FEWEST_THINGS, MOST_THINGS = 2, 4
 CLOSEST = 0.78  # centres are at least this share of the summed radii apart: little is hidden
 
 

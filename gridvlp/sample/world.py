@@ -16,7 +16,7 @@ from gridvlp.sample.photos import take_photos
 from gridvlp.sample.visual_genome import write_visual_genome
 from gridvlp.sample.vqa import write_vqa
 
-VERSION = 2  # of the world: another one draws other photos or asks other questions
+VERSION = 3  # of the world: another one draws other photos or asks other questions
 IMAGES = 1600  # training photos of COCO; enough for `make demo`
 FEWEST, MOST = 40, 90_000  # below, splits would be empty; above, photo numbers would meet
 MARKER = "sample-world.json"
