@@ -107,7 +107,7 @@ class Command(click.Command):
             if name in ctx.params:
                 default = getattr(parameter, "show_default", None)
                 shown = f"({default})" if value in (None, ()) and default else _shown(value)
-                chosen.append(f"{name.replace('_', '-')}={shown}")
+                chosen.append(f"{_option(name)}={shown}")
         click.echo(f"{self.name}: {' '.join(chosen)}", err=True)
         return super().invoke(ctx)
 
@@ -305,6 +305,53 @@ def _photos(path: Path) -> Path:
     return path
 
 
+# --- the store -------------------------------------------------------------------------------
+
+store_argument = click.argument("store", type=FOLDER, default=STORE)
+
+
+@cli.command()
+@store_argument
+@click.option("--threads", default=4, help="Maps that are read at once.")
+def verify(store: Path, threads: int) -> None:
+    """Read every map of STORE and name those that are damaged."""
+    from gridvlp.progress import track
+    from gridvlp.store import FeatureStore
+    from gridvlp.store.verification import verify as check
+
+    maps = FeatureStore(store)
+    with track("verify", len(maps), "maps") as bar:
+        damaged = check(maps, threads, bar.advance)
+    for key, wrong in damaged.items():
+        click.echo(f"{key}: {wrong}")
+    if damaged:
+        raise UserError(f"{len(damaged):,} of {len(maps):,} maps in {store} are damaged.")
+    click.echo(f"All {len(maps):,} maps in {store} are whole.")
+
+
+@cli.command()
+@store_argument
+@click.option("--image", show_default="none", help="Key of a map to draw over its photo.")
+@click.option(
+    "--picture", type=FOLDER, show_default="KEY.png", help="Where the picture of --image goes."
+)
+def inspect(store: Path, image: str | None, picture: Path | None) -> None:
+    """Say what is inside STORE, or draw the energy of one map."""
+    from gridvlp.store import FeatureStore
+    from gridvlp.store.summary import summarize
+
+    maps = FeatureStore(store)
+    if image is not None:
+        from gridvlp.energy_picture import draw_energy
+
+        path = picture or Path(f"{Path(image).name}.png")
+        with_photo = draw_energy(maps, image, path)
+        click.echo(f"{path} written" + ("." if with_photo else "; the photo itself is gone."))
+        return
+    for line in summarize(maps).lines():
+        click.echo(line)
+
+
 # --- training --------------------------------------------------------------------------------
 
 features_option = click.option(
@@ -492,6 +539,9 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
     names = (*TRAINING, "head_lr_multiplier")
     given = {name: values.pop(name) for name in names}
     training = replace(FINE_TUNING[task], **{k: v for k, v in given.items() if v is not None})
+    own_values = [f"{_option(k)}={getattr(training, k)}" for k in names if given[k] is None]
+    if own_values:
+        click.echo(f"Of the task: {' '.join(own_values)}", err=True)
     values["train_splits"] = tuple(values["train_splits"]) or None
     options = FineTuningOptions(task, tuple(features), training, **values)
     _need_stores(features)
@@ -613,6 +663,10 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
         size = f"{resize['shorter']}x{resize['longest']}"
         for line in run(ExtractOptions(photos, STORE, size=size), click.echo).lines():
             click.echo(line)
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _near(name: str, known: Iterable[str]) -> str:

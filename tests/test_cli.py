@@ -1,9 +1,11 @@
 import json
+import shutil
 import sys
 
 import pytest
 
 from gridvlp import cli
+from gridvlp.store import FeatureStore
 
 TINY = (
     *("--hidden-size", "32", "--layers", "1", "--heads", "2", "--grids", "4"),
@@ -131,3 +133,32 @@ def test_half_an_annotation_file_is_named(gridvlp, folder, squares):
     code, _, err = gridvlp("pretrain")
     assert code == 2
     assert "captions_train2017.json" in err
+
+
+def test_a_store_is_verified_inspected_and_drawn(gridvlp, folder, squares):
+    code, out, _ = gridvlp("verify")
+    assert code == 0
+    assert "maps in store.zarr are whole" in out
+    code, out, _ = gridvlp("inspect", "store.zarr")
+    assert code == 0
+    assert "H x W" in out
+    key = FeatureStore(squares / "store.zarr").keys()[0]
+    code, out, _ = gridvlp("inspect", "--image", key)
+    assert code == 0
+    assert (folder / f"{key}.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = gridvlp("inspect", "--image", "nobody")
+    assert code == 2
+    assert "no map of nobody" in err
+
+
+def test_verify_names_the_damaged_map_and_fails(gridvlp, squares, tmp_path, monkeypatch):
+    shutil.copytree(squares / "store.zarr", tmp_path / "store.zarr")
+    monkeypatch.chdir(tmp_path)
+    shard = tmp_path / "store.zarr/grids/c/0/0"
+    changed = bytearray(shard.read_bytes())
+    changed[20] ^= 255
+    shard.write_bytes(changed)
+    code, out, err = gridvlp("verify")
+    assert code == 2
+    assert FeatureStore("store.zarr").keys()[0] in out
+    assert "1 of" in err

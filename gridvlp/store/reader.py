@@ -67,6 +67,7 @@ class FeatureStore:
         self.channels: int = first["channels"]
         self.encoder: dict[str, Any] = first["encoder"]
         self._arrays = [_read_array(path) for path in self.paths]
+        self.dtype = self._arrays[0].dtype  # in which the numbers are kept
         self._indexes: dict[Path, list[tuple[int, int]]] = {}
 
     def __len__(self) -> int:

@@ -1,0 +1,48 @@
+"""Reads every map of a store once, to tell those whose bytes are no longer what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from gridvlp.store.layout import DamagedMap
+from gridvlp.store.reader import FeatureStore
+
+MAPS_AT_ONCE = 256
+
+
+def verify(
+    store: FeatureStore,
+    threads: int = 2,
+    advance: Callable[[int], object] = lambda maps: None,
+) -> dict[str, str]:
+    """Read and check every map: its chunks' checksums, its numbers, its place in the store.
+
+    Args:
+        store: what to check.
+        threads: reads that are under way at once.
+        advance: told how many maps more are done.
+
+    Returns:
+        The damaged maps: what is wrong with each, by key. Empty when all are whole.
+    """
+    damaged: dict[str, str] = {}
+    keys = store.keys()
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(keys), MAPS_AT_ONCE):
+            part = keys[first : first + MAPS_AT_ONCE]
+            for key, wrong in zip(
+                part, pool.map(lambda k: _wrong_with(store, k), part), strict=True
+            ):
+                if wrong:
+                    damaged[key] = wrong
+            advance(len(part))
+    return damaged
+
+
+def _wrong_with(store: FeatureStore, key: str) -> str | None:
+    try:
+        store.grids(key, dtype="float32")
+    except DamagedMap as error:
+        return str(error)
+    return None
