@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,18 +41,23 @@ def main() -> None:
         if name in done["seconds"]:
             print(f"$ gridvlp {arguments}    (done)")
             continue
-        print(f"\n$ gridvlp {arguments}", flush=True)
-        start = time.monotonic()
-        command = [sys.executable, "-W", "ignore", "-m", "gridvlp.cli", *arguments.split()]
-        code = subprocess.run(command, cwd=FOLDER, check=False).returncode
-        if code:
-            sys.exit(code)
-        done["seconds"][name] = round(time.monotonic() - start, 1)
+        done["seconds"][name] = command(arguments.split())
         started.write_text(json.dumps(done, indent=2))
     results = collect(done["seconds"])
     (FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw_answer(FOLDER / "answer.png")
+    ask(done["seconds"])
     show(results, done["seconds"])
+
+
+def command(arguments: list[str]) -> float:
+    """Run a command of gridvlp in the demo's folder; returns its seconds."""
+    print(f"\n$ gridvlp {shlex.join(arguments)}", flush=True)
+    start = time.monotonic()
+    line = [sys.executable, "-W", "ignore", "-m", "gridvlp.cli", *arguments]
+    code = subprocess.run(line, cwd=FOLDER, check=False).returncode
+    if code:
+        sys.exit(code)
+    return round(time.monotonic() - start, 1)
 
 
 def fresh_folder() -> Path:
@@ -87,48 +93,15 @@ def collect(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
     return results
 
 
-def draw_answer(path: Path) -> None:
-    """A test photo, its question, the answer, and where the model looked."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import numpy as np
-    from matplotlib import pyplot
-    from PIL import Image
-
-    from gridvlp.store import FeatureStore
-    from gridvlp.train.finetuning import load_finetuned, model_folder
-    from gridvlp.train.relevance import explain
-    from gridvlp.train.tokenization import Encoder, load_tokenizer
-
-    run = FOLDER / "runs" / "finetune-vqa"
-    model, task, _ = load_finetuned(run, "vqa")
-    store = FeatureStore(FOLDER / "store.zarr")
-    encoder = Encoder(load_tokenizer(model_folder(run)))
-    examples = task.read(FOLDER / "data", "test", store).examples
-    example = next(e for e in examples if e.sentence.lower().startswith("what colo"))
-    found = explain(model, example, task, store, encoder)
-    photo = Image.open(next((FOLDER / "data" / "coco").rglob(f"*{example.images[0]}.jpg"))).convert(
-        "RGB"
-    )
-    heat = Image.fromarray(np.uint8(255 * found.relevance_HW[0])).resize(
-        photo.size, Image.Resampling.BICUBIC
-    )
-
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3.6), width_ratios=(4, 4, 3))
-    left.imshow(photo)
-    left.set_title(example.sentence)
-    middle.imshow(photo)
-    middle.imshow(np.asarray(heat) / 255.0, cmap="inferno", alpha=0.6)
-    middle.set_title("where the model looked")
-    names, chances = zip(*reversed(found.answers), strict=True)
-    right.barh(names, [100 * chance for chance in chances])
-    right.set_title(f"answer: {found.answers[0][0]}")
-    right.set_xlabel("percent")
-    for axes in (left, middle):
-        axes.axis("off")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def ask(seconds: dict[str, float]) -> None:
+    """Ask the model about a test photo that nothing was trained on, and draw where it looked."""
+    questions = json.loads(
+        (FOLDER / "data/vqa/v2_OpenEnded_mscoco_test2015_questions.json").read_text()
+    )["questions"]
+    chosen = next(q for q in questions if q["question"].startswith("What color"))
+    photo = f"data/coco/test2015/COCO_test2015_{chosen['image_id']:012}.jpg"
+    options = ["predict", "vqa", "--image", photo, "--question", chosen["question"]]
+    seconds["predict"] = command([*options, "--picture", "answer.png"])
 
 
 def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> None:

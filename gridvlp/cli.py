@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -342,7 +343,7 @@ def inspect(store: Path, image: str | None, picture: Path | None) -> None:
 
     maps = FeatureStore(store)
     if image is not None:
-        from gridvlp.energy_picture import draw_energy
+        from gridvlp.pictures import draw_energy
 
         path = picture or Path(f"{Path(image).name}.png")
         with_photo = draw_energy(maps, image, path)
@@ -609,6 +610,80 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
             click.echo(f"image withheld: {outcome.withheld['accuracy']:.2f}")
         click.echo(f"majority answer of the question type: {outcome.majority:.2f}")
     click.echo(f"Predictions: {outcome.predictions}")
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--question", required=True, help="Question or statement.")
+@click.option(
+    "--image",
+    "images",
+    type=FOLDER,
+    multiple=True,
+    show_default="none",
+    help="Photo file; for nlvr2 give two, left and right. Needs the extractor.",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    show_default="none",
+    help="Photo by its key in the store, in place of --image.",
+)
+@click.option(
+    "--run", type=FOLDER, show_default="runs/finetune-TASK", help="Fine-tuned run that answers."
+)
+@click.option("--features", type=FOLDER, default=STORE, help="Store in which --key is looked up.")
+@click.option(
+    "--weights", default=EXTRACT.weights, help="Encoder for --image: the one of the training maps."
+)
+@click.option(
+    "--size", show_default="the encoder's own", help="Shorter x longest side for --image."
+)
+@click.option("--top", default=5, help="Answers to show.")
+@click.option(
+    "--picture", type=FOLDER, show_default="none", help="PNG that shows where the model looked."
+)
+def predict(
+    task: str,
+    question: str,
+    images: tuple[Path, ...],
+    keys: tuple[str, ...],
+    run: Path | None,
+    features: Path,
+    weights: str,
+    size: str | None,
+    top: int,
+    picture: Path | None,
+) -> None:
+    """Answer a question about a photo, or judge a statement about two (TASK: vqa, gqa, nlvr2)."""
+    _check_task(task)
+    if bool(images) == bool(keys):
+        raise UserError("Give either --image or --key.")
+    from gridvlp.store import FeatureStore
+    from gridvlp.train.relevance import answer
+
+    run = run or Path("runs") / f"finetune-{task}"
+    with tempfile.TemporaryDirectory() as folder:
+        if images:
+            from gridvlp.extract.extraction import extract as run_extract
+
+            features = Path(folder) / "store.zarr"
+            encoder = replace(EXTRACT, images=images, out=features, weights=weights, size=size)
+            report = run_extract(encoder, lambda line: None)
+            for path, reason in report.skipped.items():
+                raise UserError(f"{path} cannot be used: {reason}.")
+            keys = tuple(path.stem for path in images)
+        store = FeatureStore(features)
+        found = answer(run, task, question, keys, store, top)
+        for name, chance in found.answers:
+            click.echo(f"{100 * chance:5.1f}%  {name}")
+        if picture is not None:
+            from gridvlp.pictures import draw_answer
+
+            sources = [store.record(key).get("source") for key in keys]
+            draw_answer(picture, question, sources, found.relevance_HW, found.answers)
+            click.echo(f"{picture} written.")
 
 
 # --- shared ----------------------------------------------------------------------------------

@@ -162,3 +162,50 @@ def test_verify_names_the_damaged_map_and_fails(gridvlp, squares, tmp_path, monk
     assert code == 2
     assert FeatureStore("store.zarr").keys()[0] in out
     assert "1 of" in err
+
+
+@pytest.fixture
+def trained(gridvlp, folder):
+    """The working folder with a fine-tuned run of VQA and of NLVR2."""
+    gridvlp("pretrain", *TINY)
+    for task in ("vqa", "nlvr2"):
+        code, _, err = gridvlp("finetune", task, "--epochs", 1, "--batch-size", 8)
+        assert code == 0, err
+    return folder
+
+
+def test_predict_answers_a_question_about_photos_of_the_store(gridvlp, trained):
+    keys = FeatureStore("store.zarr").keys()
+    code, out, err = gridvlp(
+        *("predict", "vqa", "--key", keys[0], "--question", "what color is it?"),
+        *("--top", 2, "--picture", "looked.png"),
+    )
+    assert code == 0, err
+    shares = [float(line.split("%")[0]) for line in out.splitlines() if "%" in line]
+    assert len(shares) == 2
+    assert shares == sorted(shares, reverse=True)
+    assert (trained / "looked.png").read_bytes().startswith(b"\x89PNG")
+    both = ("--key", keys[0], "--key", keys[1])
+    code, out, _ = gridvlp("predict", "nlvr2", *both, "--question", "both are red")
+    assert code == 0
+    assert "true" in out.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["vqa"], "either --image or --key"),
+        (["vqa", "--key", "a", "--image", "b.jpg"], "either --image or --key"),
+        (["vqa", "--key", "nobody"], "no map of nobody"),
+        (["nlvr2", "--key", "nobody"], "nlvr2 takes 2 images"),
+        (["gqa", "--key", "nobody"], "`gridvlp finetune gqa`"),
+        (["vqa", "--image", "none.jpg"], "none.jpg"),
+        (["vqqa", "--key", "nobody"], "Did you mean vqa?"),
+    ],
+)
+def test_predict_refuses_in_one_sentence(gridvlp, trained, arguments, told):
+    code, _, err = gridvlp("predict", *arguments, "--question", "what is it?")
+    assert code == 2
+    assert told in err
+    code, _, err = gridvlp("predict", "vqa", "--key", "nobody", "--question", " ")
+    assert code == 2

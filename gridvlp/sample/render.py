@@ -13,8 +13,6 @@ COLOUR_VALUES = {
     "red": (205, 38, 38),
     "green": (45, 165, 60),
     "blue": (45, 85, 215),
-    "yellow": (240, 215, 45),
-    "purple": (140, 55, 175),
     "orange": (240, 125, 25),
     "black": (38, 38, 42),
     "white": (238, 238, 236),
@@ -204,15 +202,6 @@ def _surface(
         below_edge = v + 0.577 * np.abs(u)  # of the upper face
         mirrored = np.where(top, 0.75 * u + 0.05, 1.3 * (below_edge - 0.45))
         return mask, np.stack([x, y, z]), mirrored
-    if shape == "cylinder":
-        half, lid = 0.68, 0.24
-        inside = np.sqrt(np.clip(1 - (u / half) ** 2, 0, 1))
-        body = (np.abs(u) <= half) & (v >= -0.62) & (v <= 0.68 + lid * inside)
-        cap = (u / half) ** 2 + ((v + 0.62) / lid) ** 2 <= 1
-        x = np.where(cap, 0.0, u / half)
-        y = np.where(cap, -0.85, 0.05)
-        mirrored = np.where(cap, u / half - 0.5, u / half)
-        return body | cap, np.stack([x, y, np.where(cap, 0.5, inside)]), mirrored
     if shape == "cone":
         half, foot = 0.88, 0.62
         share = np.clip((v + 1) / (1 + foot), 1e-3, 1)
@@ -221,11 +210,6 @@ def _surface(
         base = ((u / half) ** 2 + ((v - foot) / 0.26) ** 2 <= 1) & (v >= foot)
         z = np.sqrt(np.clip(1 - across**2, 0, 1)) * 0.9
         return body | base, np.stack([across * 0.9, zero - 0.35, z]), across
-    if shape == "ring":
-        distance = np.sqrt(u * u + (v / 0.8) ** 2) + 1e-6
-        tube = (distance - 0.7) / 0.28
-        x, y = tube * u / distance, tube * v / distance
-        return np.abs(tube) <= 1, np.stack([x, y, np.sqrt(np.clip(1 - tube**2, 0, 1))]), y
     # star: five points, each folded along its middle
     angle, distance = np.arctan2(u, -v), np.sqrt(u * u + v * v)
     fifth = 2 * np.pi / 5

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = ("ball", "cube", "cylinder", "cone", "ring", "star")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
+SHAPES = ("ball", "cube", "cone", "star")
+COLOURS = ("red", "green", "blue", "orange", "black", "white")
 MATERIALS = ("metal", "rubber", "wooden")
 SIZES = ("small", "large")
 BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")

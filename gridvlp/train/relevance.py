@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
-from gridvlp.train.finetuning import make_batch
+from gridvlp.train.finetuning import check_encoder, load_finetuned, make_batch, model_folder
 from gridvlp.train.tasks.task import Example, Task
-from gridvlp.train.tokenization import Encoder
+from gridvlp.train.tokenization import Encoder, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,27 @@ class Explanation:
 
     answers: list[tuple[str, float]]  # best first, with probabilities
     relevance_HW: list[np.ndarray]  # float32, one per image, from 0 to 1
+
+
+def answer(
+    run: Path, task_name: str, question: str, keys: Sequence[str], store: FeatureStore, top: int = 5
+) -> Explanation:
+    """Answer a question of one's own about images of a store, with a fine-tuned run.
+
+    Raises:
+        UserError: no such run, another number of images than the task takes, no such map, or maps
+            of another encoder than the run's.
+    """
+    model, task, _ = load_finetuned(run, task_name)
+    check_encoder(model.config, store, run)
+    if len(keys) != task.images_per_example:
+        raise UserError(
+            f"{task_name} takes {task.images_per_example} images; {len(keys)} were given."
+        )
+    if not question.strip():
+        raise UserError("The question is empty.")
+    example = Example("0", question, tuple(keys), (), "", None)
+    return explain(model, example, task, store, Encoder(load_tokenizer(model_folder(run))), top)
 
 
 def explain(
