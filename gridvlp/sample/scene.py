@@ -1,4 +1,4 @@
-"""What a scene holds: a background and two to four things of a shape, colour, material and size."""
+"""What a scene holds: a background and two or three things, each with its looks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MATERIALS = ("metal", "rubber", "wooden")
 SIZES = ("small", "large")
 BACKGROUNDS = ("grass", "sand", "tiles", "brick", "carpet", "water")
 
-RADIUS = {"small": 0.18, "large": 0.28}  # of the photo's shorter side
+RADIUS = {"small": 0.2, "large": 0.32}  # of the photo's shorter side
 ASPECTS = ((1, 1), (4, 3), (3, 2), (16, 9), (3, 4), (2, 3), (9, 16))
 SHORTER_SIDES = (208, 240, 256, 272)
-FEWEST_THINGS, MOST_THINGS = 2, 4
+FEWEST_THINGS, MOST_THINGS = 2, 3
 CLOSEST = 0.78  # centres are at least this share of the summed radii apart: little is hidden
 
 
