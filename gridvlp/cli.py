@@ -353,6 +353,32 @@ def inspect(store: Path, image: str | None, picture: Path | None) -> None:
         click.echo(line)
 
 
+@cli.command()
+@click.argument("source", type=FOLDER)
+@click.option("--out", type=FOLDER, default=STORE, help="Store to make or to add to.")
+@click.option("--encoder", required=True, help="What made the features, as 'grid-feats-vqa X-101'.")
+@click.option("--channels-last", is_flag=True, help="The files hold H x W x C, not C x H x W.")
+@click.option("--max-grids", default=608, help="The most grids H x W of a map.")
+def convert(source: Path, out: Path, encoder: str, channels_last: bool, max_grids: int) -> None:
+    """Write the feature files in SOURCE (.npy, .npz, .pth) to a store."""
+    from gridvlp.convert import convert as run
+
+    report = run(source, out, encoder, channels_last=channels_last, max_grids=max_grids)
+    for line in report.lines():
+        click.echo(line)
+
+
+@cli.command()
+@store_argument
+@click.option("--to", "folder", type=FOLDER, required=True, help="Folder for KEY.npy files.")
+def export(store: Path, folder: Path) -> None:
+    """Write every map of STORE as an .npy file."""
+    from gridvlp.convert import export as run
+    from gridvlp.store import FeatureStore
+
+    run(FeatureStore(store), folder, click.echo)
+
+
 # --- training --------------------------------------------------------------------------------
 
 features_option = click.option(
