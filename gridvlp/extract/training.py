@@ -26,6 +26,7 @@ from gridvlp.extract.encoder import choose_precision, read_weights, save_encoder
 from gridvlp.extract.photos import BadPhoto, read_photo
 from gridvlp.extract.settings import TrainExtractorOptions, parse_size
 from gridvlp.extract.visual_genome import Annotated, VisualGenome, read_visual_genome
+from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
@@ -137,7 +138,6 @@ def _fit(
     fast = choose_precision(options.precision, device) == torch.bfloat16
     make = _Batches(train, options, model.input_format)
     step = begin
-    counted = [buffer.clone() for buffer in model.buffers()]  # after `step` steps
     total = options.iterations * options.batch_size
     with (
         EventStorage(begin),
@@ -148,21 +148,23 @@ def _fit(
                 torch.manual_seed((options.seed << 32) + number)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * _schedule(number, options)
-                try:
-                    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                        losses = model(batch.inputs)
-                except FloatingPointError as error:  # Detectron2, before it returns any loss
-                    wrong = ["loss_rpn_cls", "loss_rpn_loc"]
-                    raise UserError(_diverged(wrong, number, options)) from error
-                loss = sum(losses.values(), torch.zeros(()))
-                if not math.isfinite(float(loss.detach())):
-                    wrong = [n for n, v in losses.items() if not math.isfinite(float(v.detach()))]
-                    raise UserError(_diverged(wrong, number, options))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                step = number + 1
-                counted = [buffer.clone() for buffer in model.buffers()]
+                with interrupts_held():
+                    try:
+                        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                            losses = model(batch.inputs)
+                    except FloatingPointError as error:  # Detectron2, before it returns any loss
+                        wrong = ["loss_rpn_cls", "loss_rpn_loc"]
+                        raise UserError(_diverged(wrong, number, options)) from error
+                    loss = sum(losses.values(), torch.zeros(()))
+                    if not math.isfinite(float(loss.detach())):
+                        wrong = [
+                            n for n, v in losses.items() if not math.isfinite(float(v.detach()))
+                        ]
+                        raise UserError(_diverged(wrong, number, options))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    step = number + 1
                 bar.advance(options.batch_size, f"loss {float(loss.detach()):.3f}")
                 if step % LOG_STEPS == 0 or step == options.iterations:
                     values = {name: float(value.detach()) for name, value in losses.items()}
@@ -174,9 +176,6 @@ def _fit(
                 if step % options.save_steps == 0:
                     run.save_checkpoint(save, optimizer, {"step": step})
         except KeyboardInterrupt:
-            # norms count a batch as it passes, before its step is done; it will pass again
-            for buffer, value in zip(model.buffers(), counted, strict=True):
-                buffer.copy_(value)
             run.save_checkpoint(save, optimizer, {"step": step})
             bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
             raise

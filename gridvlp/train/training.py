@@ -21,6 +21,7 @@ from transformers import BertTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from gridvlp.errors import UserError
+from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
@@ -125,8 +126,9 @@ def fit(
                 torch.manual_seed((settings.seed << 32) + number * 64 + accelerator.process_index)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * _schedule(number, warmup, total)
-                values = _step(wrapped, optimizer, micro_batches, losses, accelerator, number)
-                step = number + 1
+                with interrupts_held():
+                    values = _step(wrapped, optimizer, micro_batches, losses, accelerator, number)
+                    step = number + 1
                 bar.advance(settings.batch_size, f"loss {values['loss']:.3f}")
                 if step % LOG_STEPS == 0 or step == total:
                     run.log(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
