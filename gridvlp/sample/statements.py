@@ -13,8 +13,8 @@ Statement = tuple[str, tuple[str, ...], Truth]  # kind, ways to say it, whether 
 
 # Shares of the kinds of statement; the hard ones (counting, comparing) are few.
 SHARES = {
-    "one side": 0.46, "both": 0.15, "either": 0.13, "nothing": 0.09, "all": 0.05,
-    "one image": 0.04, "exactly": 0.04, "more": 0.04,
+    "one side": 0.52, "both": 0.2, "either": 0.14, "nothing": 0.03, "all": 0.03,
+    "one image": 0.03, "exactly": 0.03, "more": 0.02,
 }  # fmt: skip
 
 
@@ -27,8 +27,8 @@ def statements() -> Iterator[Statement]:
         for words in nouns:
             thing = a(" ".join(words))
             said = (
-                f"The {side} image contains {thing}.",
                 f"There is {thing} in the {side} image.",
+                f"In the {side} image there is {thing}.",
             )
             yield "one side", said, _count(side, words, 1, MOST_THINGS)
         for colour in COLOURS:
@@ -48,16 +48,23 @@ def statements() -> Iterator[Statement]:
             yield "exactly", said, _count(side, (shape,), 2, 2)
     for words in nouns:
         thing = a(" ".join(words))
-        said = (f"At least one image contains {thing}.", f"One of the images shows {thing}.")
+        said = (
+            f"There is {thing} in at least one image.",
+            f"In at least one image there is {thing}.",
+        )
         yield "either", said, _images_with(words, 1, 2)
     for shape in SHAPES:
-        said = (f"Both images contain a {shape}.", f"There is a {shape} in both images.")
+        said = (f"There is a {shape} in both images.", f"In both images there is a {shape}.")
         yield "both", said, _images_with((shape,), 2, 2)
-        yield "one image", (f"Exactly one image contains a {shape}.",), _images_with((shape,), 1, 1)
+        yield (
+            "one image",
+            (f"There is a {shape} in exactly one image.",),
+            _images_with((shape,), 1, 1),
+        )
     for colour in COLOURS:
-        said = (f"Both images contain something {colour}.",)
+        said = (f"There is something {colour} in both images.",)
         yield "both", said, _images_with((colour,), 2, 2)
-        said = (f"Exactly one image contains something {colour}.",)
+        said = (f"There is something {colour} in exactly one image.",)
         yield "one image", said, _images_with((colour,), 1, 1)
     for more, fewer in (("left", "right"), ("right", "left")):
         said = (
