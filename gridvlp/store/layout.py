@@ -2,8 +2,9 @@
 
     STORE/zarr.json            group; attributes["gridvlp"] says what every map has in common
     STORE/grids/               Zarr v3 array (rows, C), sharded; a row is one grid
-    STORE/index/NNNNNN.json    the maps of shard N: key, first row, H, W, facts; written after the
-                               shard, so that a shard without an index file does not count
+    STORE/index/NNNNNN.jsonl   the maps of shard N as columns: key, first row, H, W; written after
+                               the shard, so that a shard without an index file does not count
+    STORE/facts/NNNNNN.jsonl   what else is known of them, one object each; read when asked for
 
 A map is H x W rows in a fixed pseudo-random order, beginning at a chunk's first row and never
 crossing a shard. A run of consecutive rows is therefore a random sample of the image.
@@ -12,16 +13,19 @@ crossing a shard. A run of consecutive rows is therefore a random sample of the 
 from __future__ import annotations
 
 import json
+import os
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from gridvlp.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
 SHARD_BYTES = 64 << 20
 SHARD_CHUNKS = 1024  # a read fetches the shard's index: 16 bytes a chunk
@@ -95,16 +99,71 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return own
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """What is known of each map: key, start (first row), height, width, facts; as written.
+@dataclass(frozen=True)
+class MapIndex:
+    """Where the maps of a store lie, as columns in the order of writing."""
+
+    keys: list[str]
+    starts: np.ndarray  # int64, first row of each map
+    heights: np.ndarray  # int64
+    widths: np.ndarray  # int64
+
+
+def read_index(path: Path) -> MapIndex:
+    """The index of a store: of its shards that count.
 
     Raises:
         StoreError: an index file is damaged.
     """
-    records = []
-    for file in sorted((path / "index").glob("*.json")):
+    keys: list[str] = []
+    columns: dict[str, list[list[int]]] = {name: [] for name in ("start", "height", "width")}
+    for file in index_files(path):
+        maps = read_checked(file)
         try:
-            records += json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
+            keys += maps["key"]
+            for name, column in columns.items():
+                column.append(maps[name])
+        except (TypeError, KeyError) as error:
             raise StoreError(f"{file} is damaged: {error}. Extract again.") from error
-    return records
+    starts, heights, widths = (
+        np.array([value for part in column for value in part], dtype=np.int64)
+        for column in columns.values()
+    )
+    return MapIndex(keys, starts, heights, widths)
+
+
+def index_files(path: Path) -> list[Path]:
+    """The index files of a store; there is one for each shard that counts."""
+    return sorted(file for file in (path / "index").glob("*.jsonl") if file.name[0] != ".")
+
+
+def numbered(folder: Path, shard: int) -> Path:
+    """The file of a shard in index/ or facts/."""
+    return folder / f"{shard:06}.jsonl"
+
+
+def write_checked(path: Path, value: Any) -> None:
+    """Write a JSON value as one line and its CRC-32C as another, whole or not at all."""
+    line = json.dumps(value, separators=(",", ":")).encode()
+    check = json.dumps({"crc32c": google_crc32c.value(line)}).encode()
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(line + b"\n" + check + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_checked(path: Path) -> Any:
+    """What ``write_checked`` wrote.
+
+    Raises:
+        StoreError: the file is not there, cannot be read, or its checksum is another.
+    """
+    try:
+        line, check = path.read_bytes().splitlines()
+        if json.loads(check)["crc32c"] != google_crc32c.value(line):
+            raise ValueError("its checksum is another")
+        return json.loads(line)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path} is damaged: {error}. Extract again.") from error

@@ -19,8 +19,10 @@ from gridvlp.store.layout import (
     StoreError,
     canonical_key,
     grid_order,
+    numbered,
     read_attributes,
-    read_records,
+    read_checked,
+    read_index,
 )
 
 # Chunks are read here and not through Zarr, whose calls cost a small map more than its bytes do
@@ -44,16 +46,12 @@ class FeatureStore:
         if not listed:
             raise StoreError("Give at least one feature store.")
         self.paths = [Path(path) for path in listed]
-        self._about: list[dict[str, Any]] = []
-        self._records: list[tuple[int, dict[str, Any]]] = []
-        self._place: dict[str, int] = {}
-        for number, path in enumerate(self.paths):
-            self._about.append(read_attributes(path))
-            for record in read_records(path):
-                key = canonical_key(record["key"])
-                if key not in self._place:
-                    self._place[key] = len(self._records)
-                    self._records.append((number, record))
+        self._about = [read_attributes(path) for path in self.paths]
+        self._index = [read_index(path) for path in self.paths]
+        self._place: dict[str, tuple[int, int]] = {}  # canonical key: store, place in its index
+        for number, index in enumerate(self._index):
+            for place, key in enumerate(index.keys):
+                self._place.setdefault(canonical_key(key), (number, place))
         first = self._about[0]
         for path, about in zip(self.paths, self._about, strict=True):
             for name in ("name", "weights_sha256"):
@@ -68,38 +66,49 @@ class FeatureStore:
         self.encoder: dict[str, Any] = first["encoder"]
         self._arrays = [_read_array(path) for path in self.paths]
         self.dtype = self._arrays[0].dtype  # in which the numbers are kept
-        self._indexes: dict[Path, list[tuple[int, int]]] = {}
+        self._chunks: dict[Path, list[tuple[int, int]]] = {}
+        self._facts: dict[Path, list[dict[str, Any]]] = {}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._place)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and canonical_key(key) in self._place
 
     def keys(self) -> list[str]:
         """All keys, in the order in which they were written."""
-        return [record["key"] for _, record in self._records]
+        return [self._index[number].keys[place] for number, place in self._place.values()]
 
     @property
     def fingerprint(self) -> str:
         """Hex sha256 over what the stores say of themselves and over all keys and sizes."""
         digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
-        for _, record in self._records:
-            digest.update(
-                f"{record['key']} {record['height']} {record['width']}\n".encode(
-                    errors="surrogateescape"
-                )
-            )
+        for key in self.keys():
+            _, height, width = self.shape(key)
+            digest.update(f"{key} {height} {width}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def record(self, key: str) -> dict[str, Any]:
-        """The facts that were kept with a map."""
-        return dict(self._find(key)[1].get("facts", {}))
+        """The facts that were kept with a map.
+
+        Raises:
+            StoreError: there is no such map, or the file of its facts is damaged.
+        """
+        number, place = self._find(key)
+        starts, rows = self._index[number].starts, self._arrays[number].shard_rows
+        shard = int(starts[place]) // rows
+        path = numbered(self.paths[number] / "facts", shard)
+        if path not in self._facts:
+            if len(self._facts) >= INDEXES_KEPT:
+                self._facts.clear()
+            self._facts[path] = read_checked(path)
+        return dict(self._facts[path][place - int(np.searchsorted(starts, shard * rows))])
 
     def shape(self, key: str) -> tuple[int, int, int]:
         """(C, H, W) of a map."""
-        _, record = self._find(key)
-        return self.channels, record["height"], record["width"]
+        number, place = self._find(key)
+        index = self._index[number]
+        return self.channels, int(index.heights[place]), int(index.widths[place])
 
     def map(self, key: str, dtype: Any = np.float32) -> np.ndarray:
         """The map (C, H, W).
@@ -113,9 +122,9 @@ class FeatureStore:
 
     def grids(self, key: str, dtype: Any = np.float32) -> np.ndarray:
         """All grids (H * W, C) in row-major order; errors as for ``map``."""
-        number, record = self._find(key)
-        count = record["height"] * record["width"]
-        stored_GC = self._rows(number, record, 0, count)
+        _, height, width = self.shape(key)
+        count = height * width
+        stored_GC = self._rows(key, 0, count)
         grids_GC = np.empty(stored_GC.shape, dtype=dtype)
         grids_GC[grid_order(count)] = stored_GC
         return grids_GC
@@ -132,34 +141,36 @@ class FeatureStore:
         Takes ``n`` rows that follow each other in the stored pseudo-random order, from a random
         row on, so that only their chunks are read. Errors as for ``map``.
         """
-        number, record = self._find(key)
-        count = record["height"] * record["width"]
+        _, height, width = self.shape(key)
+        count = height * width
         first = int((rng or np.random.default_rng()).integers(count))
         if n >= count:
-            return self._rows(number, record, 0, count).astype(dtype)
+            return self._rows(key, 0, count).astype(dtype)
         last = min(first + n, count)
-        parts = [self._rows(number, record, first, last)]
+        parts = [self._rows(key, first, last)]
         if first + n > count:
-            parts.append(self._rows(number, record, 0, first + n - count))
+            parts.append(self._rows(key, 0, first + n - count))
         return np.concatenate(parts).astype(dtype, copy=False)
 
-    def _find(self, key: str) -> tuple[int, dict[str, Any]]:
+    def _find(self, key: str) -> tuple[int, int]:
+        """Which store holds a map, and its place in that store's index."""
         try:
-            return self._records[self._place[canonical_key(key)]]
+            return self._place[canonical_key(key)]
         except KeyError:
             paths = ", ".join(map(str, self.paths))
             raise StoreError(f"There is no map of {key} in {paths}.") from None
 
-    def _rows(self, number: int, record: dict[str, Any], first: int, last: int) -> np.ndarray:
+    def _rows(self, key: str, first: int, last: int) -> np.ndarray:
         """Stored rows of a map, from the chunks that hold them and no others."""
+        number, place = self._find(key)
         chunk_rows: int = self._about[number]["chunk_grids"]
         layout = self._arrays[number]
-        shard, offset = divmod(record["start"] + first, layout.shard_rows)
+        shard, offset = divmod(int(self._index[number].starts[place]) + first, layout.shard_rows)
         chunks = range(offset // chunk_rows, -(-(offset + last - first) // chunk_rows))
         path = self.paths[number] / "grids" / "c" / str(shard) / "0"
         try:
             with path.open("rb") as file:
-                places = self._shard_index(path, file.fileno(), layout.shard_rows // chunk_rows)
+                places = self._chunk_places(path, file.fileno(), layout.shard_rows // chunk_rows)
                 parts = [
                     ZSTD.decode(_read_exactly(file.fileno(), *places[chunk])) for chunk in chunks
                 ]
@@ -169,22 +180,22 @@ class FeatureStore:
             return rows_GC[skipped : skipped + last - first]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
-                f"The map of {record['key']} in {self.paths[number]} is damaged: {error}. "
+                f"The map of {key} in {self.paths[number]} is damaged: {error}. "
                 "Extract that photo again into a new store."
             ) from error
 
-    def _shard_index(self, path: Path, file: int, chunks: int) -> list[tuple[int, int]]:
+    def _chunk_places(self, path: Path, file: int, chunks: int) -> list[tuple[int, int]]:
         """(offset, bytes) of each chunk of a shard, which Zarr keeps at the file's end."""
-        if path not in self._indexes:
+        if path not in self._chunks:
             length = 16 * chunks
             stored = _read_exactly(file, os.fstat(file).st_size - length - 4, length + 4)
             if google_crc32c.value(stored[:length]) != int.from_bytes(stored[length:], "little"):
                 raise ValueError("the index of its shard has changed")
-            if len(self._indexes) >= INDEXES_KEPT:
-                self._indexes.clear()
+            if len(self._chunks) >= INDEXES_KEPT:
+                self._chunks.clear()
             places = np.frombuffer(stored[:length], dtype="<u8").reshape(-1, 2)
-            self._indexes[path] = [(int(offset), int(size)) for offset, size in places]
-        return self._indexes[path]
+            self._chunks[path] = [(int(offset), int(size)) for offset, size in places]
+        return self._chunks[path]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from gridvlp.store.layout import DamagedMap
+from gridvlp.store.layout import StoreError
 from gridvlp.store.reader import FeatureStore
 
 MAPS_AT_ONCE = 256
@@ -16,7 +16,7 @@ def verify(
     threads: int = 2,
     advance: Callable[[int], object] = lambda maps: None,
 ) -> dict[str, str]:
-    """Read and check every map: its chunks' checksums, its numbers, its place in the store.
+    """Read and check every map: its chunks, which carry checksums, and its facts.
 
     Args:
         store: what to check.
@@ -43,6 +43,7 @@ def verify(
 def _wrong_with(store: FeatureStore, key: str) -> str | None:
     try:
         store.grids(key, dtype="float32")
-    except DamagedMap as error:
+        store.record(key)
+    except StoreError as error:
         return str(error)
     return None

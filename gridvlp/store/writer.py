@@ -27,9 +27,12 @@ from gridvlp.store.layout import (
     StoreError,
     canonical_key,
     grid_order,
+    index_files,
+    numbered,
     read_attributes,
-    read_records,
+    read_index,
     rows_taken,
+    write_checked,
 )
 
 ZSTD_LEVEL = 1
@@ -53,10 +56,11 @@ class StoreWriter:
         self._dtype = np.dtype(self._grids.dtype)
         self._shard_rows: int = self._grids.shards[0]
         self._maps: list[np.ndarray] = []
-        self._records: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {n: [] for n in ("key", "start", "height", "width")}
+        self._facts: list[dict[str, Any]] = []
         self._used = 0
-        self._shard = len(list((path / "index").glob("*.json")))
-        self._known = {canonical_key(record["key"]) for record in read_records(path)}
+        self._shard = len(index_files(path))
+        self._known = {canonical_key(key) for key in read_index(path).keys}
 
     @classmethod
     def create(
@@ -112,6 +116,7 @@ class StoreWriter:
             compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
         )
         (begun / "index").mkdir()
+        (begun / "facts").mkdir()
         os.rename(begun, path)
         return cls.open(path)
 
@@ -181,15 +186,10 @@ class StoreWriter:
             raise StoreError(f"The facts of {key} are no JSON values: {error}.") from error
         if self._used + rows_taken(height * width) > self._shard_rows:
             self.flush()
-        self._records.append(
-            {
-                "key": key,
-                "start": self._shard * self._shard_rows + self._used,
-                "height": height,
-                "width": width,
-                **({"facts": facts} if facts else {}),
-            }
-        )
+        start = self._shard * self._shard_rows + self._used
+        for name, value in zip(self._columns, (key, start, height, width), strict=True):
+            self._columns[name].append(value)
+        self._facts.append(facts)
         self._maps.append(stored_GC)
         self._known.add(canonical_key(key))
         self._used += rows_taken(height * width)
@@ -204,8 +204,8 @@ class StoreWriter:
             return
         rows = np.zeros((self._shard_rows, self.channels), dtype=self._dtype)
         first = self._shard * self._shard_rows
-        for record, stored_GC in zip(self._records, self._maps, strict=True):
-            rows[record["start"] - first :][: len(stored_GC)] = stored_GC
+        for start, stored_GC in zip(self._columns["start"], self._maps, strict=True):
+            rows[start - first :][: len(stored_GC)] = stored_GC
         try:
             # What a kill left without an index is no part of the store; Zarr would read it first.
             (self.path / "grids" / "c" / str(self._shard) / "0").unlink(missing_ok=True)
@@ -213,16 +213,16 @@ class StoreWriter:
             self._grids[first : first + self._shard_rows] = rows
             with (self.path / "grids" / "c" / str(self._shard) / "0").open("rb") as shard:
                 os.fsync(shard.fileno())  # before the index that makes it count
-            _write_whole(
-                self.path / "index" / f"{self._shard:06}.json",
-                json.dumps(self._records),
-            )
+            write_checked(numbered(self.path / "facts", self._shard), self._facts)
+            write_checked(numbered(self.path / "index", self._shard), self._columns)
         except (OSError, RuntimeError) as error:  # the codecs raise RuntimeError on a full disk
             raise StoreError(
                 f"{self.path} cannot be written ({error}); it holds "
                 f"{len(self._known) - len(self._maps)} whole maps and can be gone on with."
             ) from error
-        self._maps, self._records, self._used = [], [], 0
+        for column in self._columns.values():
+            column.clear()
+        self._maps, self._facts, self._used = [], [], 0
         self._shard += 1
 
     def close(self) -> None:
@@ -244,12 +244,3 @@ class StoreWriter:
                 self.flush()
         finally:
             self.close()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

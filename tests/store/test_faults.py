@@ -112,7 +112,9 @@ def test_a_shard_without_an_index_does_not_count_and_is_written_anew(tmp_path: P
         for seed in range(4, 8):
             writer.add(f"photo{seed}", grid_map(seed + 100), seed=seed)
     # As if the kill had come while the shard was being written, its index not yet.
-    (tmp_path / "s" / "index" / "000001.json").rename(tmp_path / "s" / "index" / ".000001.json.tmp")
+    (tmp_path / "s" / "index" / "000001.jsonl").rename(
+        tmp_path / "s" / "index" / ".000001.jsonl.tmp"
+    )
     torn = shards(tmp_path / "s")[1]
     torn.write_bytes(torn.read_bytes()[:1000])
     assert_holds(FeatureStore(tmp_path / "s"), range(4))
@@ -278,7 +280,7 @@ def test_a_shard_that_is_gone_or_cut_never_reads_as_numbers(tmp_path: Path, faul
 
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     write(tmp_path / "s", range(3))
-    index = tmp_path / "s" / "index" / "000000.json"
+    index = tmp_path / "s" / "index" / "000000.jsonl"
     index.write_text(index.read_text()[:-10])
     with pytest.raises(StoreError, match=r"000000\.json"):
         FeatureStore(tmp_path / "s")

@@ -36,7 +36,7 @@ def z(g: int, seed: int) -> int:
 def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
     """All maps of a store: files, struct and zstd only."""
     about = json.loads((store / "zarr.json").read_bytes())["attributes"]["gridvlp"]
-    assert about["format_version"] == 1
+    assert about["format_version"] == 2
     channels, chunk_rows = about["channels"], about["chunk_grids"]
     array = json.loads((store / "grids" / "zarr.json").read_bytes())
     shard_rows = array["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -49,11 +49,16 @@ def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
         shard = (store / "grids" / "c" / str(int(file.stem)) / "0").read_bytes()
         index = shard[-16 * chunks - 4 : -4]
         assert google_crc32c.value(index) == struct.unpack("<I", shard[-4:])[0]
-        for record in json.loads(file.read_bytes()):
-            height, width = record["height"], record["width"]
-            assert record["start"] % chunk_rows == 0
-            assert record["start"] // shard_rows == int(file.stem)
-            first = record["start"] % shard_rows // chunk_rows
+        line, check, end = file.read_bytes().split(b"\n")
+        assert json.loads(check)["crc32c"] == google_crc32c.value(line)
+        assert end == b""
+        columns = json.loads(line)
+        for key, start, height, width in zip(
+            columns["key"], columns["start"], columns["height"], columns["width"], strict=True
+        ):
+            assert start % chunk_rows == 0
+            assert start // shard_rows == int(file.stem)
+            first = start % shard_rows // chunk_rows
             rows = b""
             for chunk in range(first, first + -(-height * width // chunk_rows)):
                 offset, length = struct.unpack_from("<QQ", index, 16 * chunk)
@@ -64,7 +69,7 @@ def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
             order = sorted(range(height * width), key=lambda g: z(g, about["order_seed"]))
             for row, g in enumerate(order):
                 map_HWC[g // width, g % width] = rows_GC[row]
-            maps[record["key"]] = map_HWC.transpose(2, 0, 1)
+            maps[key] = map_HWC.transpose(2, 0, 1)
     return maps
 
 
@@ -100,9 +105,10 @@ store = Path(sys.argv[1])
 grids = zarr.open_group(store, mode="r")["grids"]
 assert "Batched" in zarr.config.get("codec_pipeline.path")
 out = {}
-for file in sorted((store / "index").glob("*.json")):
-    for i, record in enumerate(json.loads(file.read_text("utf-8"))):
-        start, count = record["start"], record["height"] * record["width"]
+for file in sorted((store / "index").glob("*.jsonl")):
+    maps = json.loads(file.read_text("utf-8").splitlines()[0])
+    for i, start in enumerate(maps["start"]):
+        count = maps["height"][i] * maps["width"][i]
         out[f"{file.stem}-{i}"] = grids[start : start + count]
 np.savez(sys.argv[2], **out)
 assert "gridvlp" not in sys.modules
@@ -132,10 +138,11 @@ def test_the_rows_between_maps_are_zeros_and_each_map_begins_a_chunk(tmp_path: P
     group: Any = zarr.open_group(tmp_path / "s", mode="r")
     rows_GC = group["grids"][:]
     free = np.ones(len(rows_GC), bool)
-    for file in (tmp_path / "s" / "index").glob("*.json"):
-        for record in json.loads(file.read_text()):
-            assert record["start"] % 20 == 0
-            taken = slice(record["start"], record["start"] + record["height"] * record["width"])
+    for file in (tmp_path / "s" / "index").glob("*.jsonl"):
+        maps = json.loads(file.read_text().splitlines()[0])
+        for start, height, width in zip(maps["start"], maps["height"], maps["width"], strict=True):
+            assert start % 20 == 0
+            taken = slice(start, start + height * width)
             assert free[taken].all()
             free[taken] = False
     assert not rows_GC[free].any()
@@ -154,7 +161,9 @@ def test_the_page_states_what_is_written(tmp_path: Path) -> None:
     assert f"the list is {example}." in text
     for field in about:
         assert f"`{field}`" in text
-    for field in json.loads((tmp_path / "s" / "index" / "000000.json").read_text())[0]:
+    for field in json.loads(
+        (tmp_path / "s" / "index" / "000000.jsonl").read_text().splitlines()[0]
+    ):
         assert f"`{field}`" in text
     array = json.loads((tmp_path / "s" / "grids" / "zarr.json").read_text())
     assert array["fill_value"] == "NaN"

@@ -93,7 +93,7 @@ def test_a_store_gives_back_what_was_put_in(
 def test_maps_fill_shards_one_after_another(tmp_path: Path) -> None:
     maps = {f"k{i}": np.full((C, 19, 32), i, np.float32) for i in range(70)}
     store = write(tmp_path / "s", maps)
-    assert len(list((tmp_path / "s" / "index").glob("*.json"))) > 1
+    assert len(list((tmp_path / "s" / "index").glob("*.jsonl"))) > 1
     for i in range(70):
         np.testing.assert_array_equal(store.map(f"k{i}"), maps[f"k{i}"])
 

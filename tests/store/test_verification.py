@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gridvlp.store import DamagedMap, FeatureStore
+from gridvlp.store import DamagedMap, FeatureStore, StoreError
 from gridvlp.store.verification import verify
 from tests.store.test_faults import grid_map, shards, write
 
@@ -46,6 +46,25 @@ def test_a_changed_byte_is_named_or_changes_nothing(whole, data):
                 np.testing.assert_array_equal(store.map(f"photo{seed}"), grid_map(seed))
     finally:
         shard.write_bytes(original)
+
+
+@pytest.mark.parametrize("folder", ["index", "facts"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_of_the_index_or_the_facts_is_noticed(whole, folder, data):
+    (file,) = (whole / folder).iterdir()
+    original = file.read_bytes()
+    changed = bytearray(original)
+    changed[data.draw(st.integers(0, len(original) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(changed)
+    try:
+        if folder == "index":
+            with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
+                FeatureStore(whole)
+        else:
+            assert len(verify(FeatureStore(whole))) == len(MAPS)
+    finally:
+        file.write_bytes(original)
 
 
 def test_a_lost_shard_damages_all_its_maps(tmp_path):
