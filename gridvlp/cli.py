@@ -264,8 +264,8 @@ def train_extractor(**values: Any) -> None:
     type=FOLDER,
     multiple=True,
     required=True,
-    help="Folder of photos (searched through) or a photo; give several times. A path that is not "
-    "there is looked for in data/.",
+    help="Folder of photos (searched through), a photo, a .txt list or a COCO .json; give several "
+    "times. A path that is not there is looked for in data/.",
 )
 @click.option("--out", type=FOLDER, default=EXTRACT.out, help="Store to make or to add to.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from gridvlp.errors import UserError
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+LISTS = frozenset({".txt", ".json"})
 # More is no photo; Pillow's own limit for "decompression bombs" (89 million pixels, twice over)
 MOST_PIXELS = 178_956_970
 
@@ -33,16 +35,28 @@ class BadPhoto(Exception):
 
 
 def find_photos(places: Iterable[Path]) -> list[Path]:
-    """The photos in some folders and their subfolders, and single files.
+    """The photos in some folders and their subfolders, single files, and those that lists name.
 
     Places come in the order given, the photos of a folder sorted by their path in it. Files are
-    known by their suffix; hidden ones are passed over. A photo named twice is listed once.
+    known by their suffix; hidden ones are passed over. A photo named twice is listed once. What a
+    list names and is not there is returned, too, to be counted where photos are read.
+
+    Args:
+        places: folders; photos; .txt lists of one path a line, from the list's folder on; COCO
+            .json files, whose photos are looked for by name below the folder of the file, or
+            beside it where it lies in annotations/.
 
     Raises:
-        UserError: a place does not exist, or a folder holds no photo.
+        UserError: a place does not exist, a folder holds no photo, or a list cannot be read.
     """
     found: dict[Path, None] = {}
     for place in places:
+        if place.is_file() and place.suffix.lower() in LISTS:
+            listed = _in_text(place) if place.suffix.lower() == ".txt" else _in_json(place)
+            if not listed:
+                raise UserError(f"{place} names no photo.")
+            found.update(dict.fromkeys(listed))
+            continue
         if place.is_file():
             found[place] = None
             continue
@@ -72,6 +86,28 @@ def find_photos(places: Iterable[Path]) -> list[Path]:
             )
         found.update(dict.fromkeys(sorted(inside, key=lambda path: path.parts)))
     return list(found)
+
+
+def _in_text(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a list of photos: {error}") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+def _in_json(path: Path) -> list[Path]:
+    try:
+        entries = json.loads(path.read_bytes())["images"]
+        # no more than the name: a path in an annotation file is not to be trusted
+        names = [Path(str(entry["file_name"])).name for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no COCO file with images and their file_name: {error!r}"
+        ) from error
+    base = path.parent.parent if path.parent.name == "annotations" else path.parent
+    there = {photo.name: photo for photo in reversed(find_photos([base]))}
+    return [there.get(name, base / name) for name in names]
 
 
 def _refuse(error: OSError) -> None:

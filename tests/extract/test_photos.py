@@ -1,6 +1,7 @@
 """Any photo becomes the pixels that a person would see; any other file gets a reason."""
 
 import io
+import json
 import struct
 from pathlib import Path
 
@@ -234,3 +235,45 @@ def test_nothing_to_find_is_said(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     with pytest.raises(UserError, match="None of the 1 files"):
         find_photos([tmp_path])
+
+
+def test_a_text_list_names_photos_from_its_folder_on(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "list.txt").write_text("in/c.png\n\n  in/a.png  \nin/gone.png\nin/c.png\n")
+    found = find_photos([tmp_path / "list.txt"])
+    assert found == [tmp_path / "in" / name for name in ("c.png", "a.png", "gone.png")]
+    with pytest.raises(BadPhoto, match="No such file"):
+        read_photo(found[2], (8, 8))
+
+
+def test_a_coco_file_names_photos_beside_annotations(tmp_path: Path) -> None:
+    for name in ("train2017/1.png", "val2017/2.png", "val2017/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    path = tmp_path / "annotations" / "instances.json"
+    path.parent.mkdir()
+    names = ["3.png", "1.png", "4.png", "../../../etc/passwd"]
+    path.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
+    assert find_photos([path]) == [
+        tmp_path / name for name in ("val2017/3.png", "train2017/1.png", "4.png", "passwd")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.txt", "", "names no photo"),
+        ("a.txt", b"\xff\xfe", "cannot be read"),
+        ("a.json", "{", "no COCO file"),
+        ("a.json", "[]", "no COCO file"),
+        ("a.json", '{"images": [{"id": 1}]}', "no COCO file"),
+        ("a.json", '{"images": []}', "names no photo"),
+    ],
+)
+def test_a_bad_list_is_refused(tmp_path: Path, name: str, text: str | bytes, told: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=told):
+        find_photos([tmp_path / name])
