@@ -69,6 +69,9 @@ class FeatureStore:
         self._chunks: dict[Path, list[tuple[int, int]]] = {}
         self._facts: dict[Path, list[dict[str, Any]]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_chunks": {}, "_facts": {}}  # what was read can be read again
+
     def __len__(self) -> int:
         return len(self._place)
 

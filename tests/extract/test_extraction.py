@@ -226,7 +226,7 @@ def test_killed_run_goes_on_to_the_same_store(photo_folder: Path, tmp_path: Path
     index = tmp_path / "store.zarr" / "index"
     limit = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < limit:
-        if index.is_dir() and any(index.glob("*.json")):
+        if index.is_dir() and any(index.glob("*.jsonl")):
             os.kill(process.pid, signal.SIGKILL)
             break
         time.sleep(0.005)
