@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from memory import peak_mb
 
 KINDS = ("usual", "gridvlp", "memory")
 
@@ -140,7 +140,7 @@ def measure(
                 encoder(batch)
             seconds = (time.perf_counter() - start) / len(chosen[1:])
         flops = count_flops(weights, chosen[1:], parse_size(size))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    used = peak_mb()
     return {"ms": 1e3 * seconds, "flops": flops, "mb": used}
 
 
@@ -159,7 +159,7 @@ def usual(weights: Any, photos: tuple[Path, ...], size: tuple[int, int], folder:
         torch.tensor(values).view(3, 1, 1)
         for values in (architecture.pixel_mean, architecture.pixel_std)
     )
-    resize = ResizeShortestEdge([size[0]], size[1])
+    resize = ResizeShortestEdge(size[0], size[1])
     start = 0.0
     for number, path in enumerate(photos):
         if number == 1:  # the first one warms up

@@ -19,7 +19,6 @@ import base64
 import csv
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 
 import click
 import numpy as np
+from memory import peak_mb
 
 from gridvlp.store import FeatureStore, StoreWriter
 
@@ -204,7 +204,7 @@ def read_some(format: str, path: Path, keys: list[str], kind: str, seed: int, re
             grids_GC = reader(key)
             _ = take(grids_GC, rng) if kind == "sampled" else grids_GC.astype(np.float32)
     rate = READS[kind] / (time.perf_counter() - start)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    used = peak_mb()
     results.put((opened, rate, used))
 
 
