@@ -1,13 +1,15 @@
-"""The feature store: frozen grid maps on disk, and the contract between the two stages."""
+"""The feature store: frozen maps on disk, and the contract between the two stages."""
 
 from gridvlp.store.layout import DamagedMap, DuplicateKey, StoreError, canonical_key
 from gridvlp.store.reader import FeatureStore
+from gridvlp.store.regions import Regions
 from gridvlp.store.writer import StoreWriter
 
 __all__ = [
     "DamagedMap",
     "DuplicateKey",
     "FeatureStore",
+    "Regions",
     "StoreError",
     "StoreWriter",
     "canonical_key",

@@ -1,7 +1,8 @@
 """What a store looks like on disk; docs/store-format.md is the same in prose.
 
     STORE/zarr.json            group; attributes["gridvlp"] says what every map has in common
-    STORE/grids/               Zarr v3 array (rows, C), sharded; a row is one grid
+    STORE/grids/               Zarr v3 array (rows, C), sharded; a row is one grid or region
+    STORE/boxes/ classes/ scores/   arrays of the same rows, where these are regions
     STORE/index/NNNNNN.jsonl   the maps of shard N as columns: key, first row, H, W; written after
                                the shard, so that a shard without an index file does not count
     STORE/facts/NNNNNN.jsonl   what else is known of them, one object each; read when asked for
@@ -25,12 +26,13 @@ import numpy as np
 
 from gridvlp.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
 SHARD_BYTES = 64 << 20
 SHARD_CHUNKS = 1024  # a read fetches the shard's index: 16 bytes a chunk
 ORDER_SEED = 0x6772696456_4C50  # "gridVLP"
 DTYPES = ("float16", "float32")
+KINDS = ("grids", "regions")
 
 _COCO_STEM = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
 
@@ -142,16 +144,39 @@ def numbered(folder: Path, shard: int) -> Path:
     return folder / f"{shard:06}.jsonl"
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, so that they outlast a power cut."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder outlast a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def write_checked(path: Path, value: Any) -> None:
     """Write a JSON value as one line and its CRC-32C as another, whole or not at all."""
     line = json.dumps(value, separators=(",", ":")).encode()
     check = json.dumps({"crc32c": google_crc32c.value(line)}).encode()
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(line + b"\n" + check + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, line + b"\n" + check + b"\n")
 
 
 def read_checked(path: Path) -> Any:

@@ -6,13 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from gridvlp.store.layout import (
     DamagedMap,
@@ -24,12 +21,16 @@ from gridvlp.store.layout import (
     read_checked,
     read_index,
 )
+from gridvlp.store.regions import UNKNOWN_CLASS, Regions
+from gridvlp.store.shards import (
+    EMPTY,
+    chunk_places,
+    index_bytes,
+    shard_rows,
+    store_arrays,
+)
 
-# Chunks are read here and not through Zarr, whose calls cost a small map more than its bytes do
-# (docs/benchmarks.md), and whose thread pools hang in a forked child.
-ZSTD = Zstd()
 INDEXES_KEPT = 4096
-EMPTY = 2**64 - 1  # where a shard has no chunk
 
 
 class FeatureStore:
@@ -60,12 +61,15 @@ class FeatureStore:
                         f"{self.paths[0]} and {path} hold maps of different encoders "
                         f"({name}): they cannot be read as one."
                     )
-            if about["channels"] != first["channels"]:
-                raise StoreError(f"{self.paths[0]} and {path} differ in channels.")
+            for name in ("channels", "kind"):
+                if about[name] != first[name]:
+                    raise StoreError(f"{self.paths[0]} and {path} differ in {name}.")
+        self.kind: str = first["kind"]  # "grids" or "regions"
         self.channels: int = first["channels"]
         self.encoder: dict[str, Any] = first["encoder"]
-        self._arrays = [_read_array(path) for path in self.paths]
-        self.dtype = self._arrays[0].dtype  # in which the numbers are kept
+        self._arrays = [store_arrays(about) for about in self._about]
+        self._shard_rows = [shard_rows(path) for path in self.paths]
+        self.dtype = self._arrays[0]["grids"].dtype  # in which the numbers are kept
         self._chunks: dict[Path, list[tuple[int, int]]] = {}
         self._facts: dict[Path, list[dict[str, Any]]] = {}
 
@@ -98,7 +102,7 @@ class FeatureStore:
             StoreError: there is no such map, or the file of its facts is damaged.
         """
         number, place = self._find(key)
-        starts, rows = self._index[number].starts, self._arrays[number].shard_rows
+        starts, rows = self._index[number].starts, self._shard_rows[number]
         shard = int(starts[place]) // rows
         path = numbered(self.paths[number] / "facts", shard)
         if path not in self._facts:
@@ -132,6 +136,29 @@ class FeatureStore:
         grids_GC[grid_order(count)] = stored_GC
         return grids_GC
 
+    def regions(self, key: str, dtype: Any = np.float32) -> Regions:
+        """The regions of a photo, in the order in which they were added.
+
+        Raises:
+            StoreError: there is no such photo, or this is a store of grids.
+            DamagedMap: the bytes are not those that were written.
+        """
+        if self.kind != "regions":
+            raise StoreError(f"{self.paths[0]} holds grids, no regions: read them with map().")
+        _, height, width = self.shape(key)
+        count = height * width
+        rows = {}
+        for name in ("boxes", "classes", "scores"):
+            stored = self._rows(key, 0, count, name)
+            rows[name] = np.empty_like(stored)
+            rows[name][grid_order(count)] = stored
+        return Regions(
+            features_NC=self.grids(key, dtype),
+            boxes_N4=rows["boxes"],
+            classes_N=None if rows["classes"][0] == UNKNOWN_CLASS else rows["classes"],
+            scores_N=None if np.isnan(rows["scores"][0]) else rows["scores"],
+        )
+
     def sample(
         self,
         key: str,
@@ -163,59 +190,38 @@ class FeatureStore:
             paths = ", ".join(map(str, self.paths))
             raise StoreError(f"There is no map of {key} in {paths}.") from None
 
-    def _rows(self, key: str, first: int, last: int) -> np.ndarray:
-        """Stored rows of a map, from the chunks that hold them and no others."""
+    def _rows(self, key: str, first: int, last: int, name: str = "grids") -> np.ndarray:
+        """Stored rows of a map in one array, from the chunks that hold them and no others."""
         number, place = self._find(key)
         chunk_rows: int = self._about[number]["chunk_grids"]
-        layout = self._arrays[number]
-        shard, offset = divmod(int(self._index[number].starts[place]) + first, layout.shard_rows)
+        array, rows = self._arrays[number][name], self._shard_rows[number]
+        shard, offset = divmod(int(self._index[number].starts[place]) + first, rows)
         chunks = range(offset // chunk_rows, -(-(offset + last - first) // chunk_rows))
-        path = self.paths[number] / "grids" / "c" / str(shard) / "0"
         try:
-            with path.open("rb") as file:
-                places = self._chunk_places(path, file.fileno(), layout.shard_rows // chunk_rows)
-                parts = [
-                    ZSTD.decode(_read_exactly(file.fileno(), *places[chunk])) for chunk in chunks
-                ]
-            values = np.frombuffer(b"".join(parts), dtype=layout.dtype)
-            rows_GC = values.reshape(len(chunks) * chunk_rows, self.channels)
+            stored = self._fetch(array.file(self.paths[number], shard), chunks, rows // chunk_rows)
             skipped = offset - chunks.start * chunk_rows
-            return rows_GC[skipped : skipped + last - first]
+            return array.decode(stored, chunk_rows)[skipped : skipped + last - first]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
                 f"The map of {key} in {self.paths[number]} is damaged: {error}. "
                 "Extract that photo again into a new store."
             ) from error
 
-    def _chunk_places(self, path: Path, file: int, chunks: int) -> list[tuple[int, int]]:
-        """(offset, bytes) of each chunk of a shard, which Zarr keeps at the file's end."""
+    def _fetch(self, path: Path, chunks: Iterable[int], count: int) -> list[bytes]:
+        """The bytes of some chunks of a shard that has ``count``."""
+        with path.open("rb") as file:
+            places = self._chunk_places(path, file.fileno(), count)
+            return [_read_exactly(file.fileno(), *places[chunk]) for chunk in chunks]
+
+    def _chunk_places(self, path: Path, file: int, count: int) -> list[tuple[int, int]]:
+        """(offset, bytes) of each chunk of a shard."""
         if path not in self._chunks:
-            length = 16 * chunks
-            stored = _read_exactly(file, os.fstat(file).st_size - length - 4, length + 4)
-            if google_crc32c.value(stored[:length]) != int.from_bytes(stored[length:], "little"):
-                raise ValueError("the index of its shard has changed")
+            length = index_bytes(count)
+            stored = _read_exactly(file, os.fstat(file).st_size - length, length)
             if len(self._chunks) >= INDEXES_KEPT:
                 self._chunks.clear()
-            places = np.frombuffer(stored[:length], dtype="<u8").reshape(-1, 2)
-            self._chunks[path] = [(int(offset), int(size)) for offset, size in places]
+            self._chunks[path] = chunk_places(stored)
         return self._chunks[path]
-
-
-@dataclass(frozen=True)
-class _Array:
-    """What grids/zarr.json says of the rows."""
-
-    dtype: np.dtype
-    shard_rows: int
-
-
-def _read_array(path: Path) -> _Array:
-    try:
-        about = json.loads((path / "grids" / "zarr.json").read_text(encoding="utf-8"))
-        dtype = np.dtype(about["data_type"]).newbyteorder("<")
-        return _Array(dtype, about["chunk_grid"]["configuration"]["chunk_shape"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise StoreError(f"{path}/grids is no Zarr v3 array: {error}. Extract again.") from error
 
 
 def _read_exactly(file: int, offset: int, size: int) -> bytes:

@@ -42,7 +42,7 @@ def verify(
 
 def _wrong_with(store: FeatureStore, key: str) -> str | None:
     try:
-        store.grids(key, dtype="float32")
+        _ = store.grids(key) if store.kind == "grids" else store.regions(key)
         store.record(key)
     except StoreError as error:
         return str(error)

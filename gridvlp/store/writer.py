@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
 from gridvlp.store.layout import (
     CHUNK_GRIDS,
     DTYPES,
     FORMAT_VERSION,
+    KINDS,
     ORDER_SEED,
     SHARD_BYTES,
     SHARD_CHUNKS,
@@ -28,21 +28,23 @@ from gridvlp.store.layout import (
     canonical_key,
     grid_order,
     index_files,
+    make_folders,
     numbered,
     read_attributes,
     read_index,
     rows_taken,
     write_checked,
+    write_whole,
 )
-
-ZSTD_LEVEL = 1
+from gridvlp.store.regions import region_rows
+from gridvlp.store.shards import grow, shard_bytes, shard_rows, store_arrays
 
 
 class StoreWriter:
     """Adds maps to a store; made by ``create`` or ``open``, used in a ``with`` block.
 
-    Maps wait in memory until a shard is full (about 64 MiB) or the block ends; a shard appears
-    whole. After a kill, ``open`` goes on behind the last whole shard.
+    Maps wait in memory, compressed, until a shard is full (64 MiB of numbers) or the block ends; a
+    shard appears whole. After a kill, ``open`` goes on behind the last whole shard.
     """
 
     def __init__(self, path: Path, lock: Any) -> None:
@@ -50,12 +52,12 @@ class StoreWriter:
         about = read_attributes(path)
         self.channels: int = about["channels"]
         self.max_grids: int = about["max_grids"]
+        self.kind: str = about["kind"]
+        self.dtype: str = about["dtype"]
         self.encoder: dict[str, Any] = about["encoder"]
-        grids: Any = zarr.open_group(path, mode="r+", zarr_format=3)["grids"]
-        self._grids = grids
-        self._dtype = np.dtype(self._grids.dtype)
-        self._shard_rows: int = self._grids.shards[0]
-        self._maps: list[np.ndarray] = []
+        self._arrays = store_arrays(about)
+        self._shard_rows = shard_rows(path)
+        self._chunks: dict[str, dict[int, bytes]] = {name: {} for name in self._arrays}
         self._columns: dict[str, list[Any]] = {n: [] for n in ("key", "start", "height", "width")}
         self._facts: list[dict[str, Any]] = []
         self._used = 0
@@ -71,15 +73,18 @@ class StoreWriter:
         max_grids: int = 608,
         dtype: str = "float16",
         encoder: dict[str, Any] | None = None,
+        kind: str = "grids",
     ) -> StoreWriter:
         """Begin a store.
 
         Args:
             path: a folder that does not exist yet.
             channels: C of every map.
-            max_grids: the most grids H x W that a map may have (608 under 600/1000, stride 32).
+            max_grids: the most grids H x W that a map may have (608 under 600/1000, stride 32), or
+                regions of a photo.
             dtype: float16 or float32.
             encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
+            kind: "grids", or "regions" for features with boxes.
 
         Raises:
             StoreError: the path exists, or an argument is out of range.
@@ -91,30 +96,27 @@ class StoreWriter:
             raise StoreError("A store needs channels and max_grids above 0.")
         if dtype not in DTYPES:
             raise StoreError(f"A store holds {' or '.join(DTYPES)}, not {dtype}.")
+        if kind not in KINDS:
+            raise StoreError(f"A store holds {' or '.join(KINDS)}, not {kind}.")
         row_bytes = channels * np.dtype(dtype).itemsize
-        shard_rows = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
-        shard_rows = rows_taken(max(shard_rows, max_grids))
+        most = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
+        rows = rows_taken(max(most, max_grids))
         begun = path.with_name(f".{path.name}.{os.getpid()}.new")
         shutil.rmtree(begun, ignore_errors=True)
-        group = zarr.open_group(begun, mode="w", zarr_format=3)
-        group.attrs["gridvlp"] = {
+        group: Any = zarr.open_group(begun, mode="w", zarr_format=3)
+        about: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "dtype": dtype,
             "channels": channels,
             "max_grids": max_grids,
             "chunk_grids": CHUNK_GRIDS,
             "order_seed": ORDER_SEED,
             "encoder": encoder or {},
         }
-        group.create_array(
-            "grids",
-            shape=(0, channels),
-            shards=(shard_rows, channels),
-            chunks=(CHUNK_GRIDS, channels),
-            dtype=dtype,
-            fill_value=float("nan"),  # no map has a NaN: what is missing cannot pass for zeros
-            # zstd's own checksum: not all readers check crc32c where they read part of a shard
-            compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
-        )
+        group.attrs["gridvlp"] = about
+        for array in store_arrays(about).values():
+            array.create(group, rows, CHUNK_GRIDS)
         (begun / "index").mkdir()
         (begun / "facts").mkdir()
         os.rename(begun, path)
@@ -149,18 +151,29 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, key: str, grid_map: np.ndarray, **facts: Any) -> None:
-        """Add one map.
+    def add(
+        self,
+        key: str,
+        grid_map: np.ndarray,
+        boxes_N4: np.ndarray | None = None,
+        classes_N: np.ndarray | None = None,
+        scores_N: np.ndarray | None = None,
+        **facts: Any,
+    ) -> None:
+        """Add one map, or the regions of one photo.
 
         Args:
             key: the photo file's stem.
-            grid_map: (C, H, W), floating point.
+            grid_map: (C, H, W), floating point; (C, 1, N) for N regions.
+            boxes_N4: of regions: x1, y1, x2, y2 as fractions of the photo's width and height.
+            classes_N: of regions: integers of 0 or above, optional.
+            scores_N: of regions: finite numbers, optional.
             facts: JSON values to keep with it (source, original_size, ...).
 
         Raises:
             DuplicateKey: the store has a map of that photo.
-            StoreError: wrong shape, not a finite number, facts that are no JSON, or the disk is
-                full.
+            StoreError: wrong shape, not a finite number, regions without boxes, facts that are no
+                JSON, or the disk is full.
         """
         if not key:
             raise StoreError("A map needs a key that is not empty.")
@@ -171,28 +184,50 @@ class StoreWriter:
                 f"The map of {key} has shape {grid_map.shape}; ({self.channels}, H, W) is needed."
             )
         _, height, width = grid_map.shape
-        if height * width > self.max_grids:
+        count = height * width
+        if count > self.max_grids:
             raise StoreError(
-                f"The map of {key} has {height * width} grids; the store takes {self.max_grids}."
+                f"The map of {key} has {count} grids; the store takes {self.max_grids}."
             )
-        stored_GC = grid_map.reshape(self.channels, -1).T[grid_order(height * width)]
+        rows = self._region_rows(key, grid_map, boxes_N4, classes_N, scores_N)
+        dtype = self._arrays["grids"].dtype
         with np.errstate(over="ignore"):
-            stored_GC = np.ascontiguousarray(stored_GC, dtype=self._dtype)
-        if not np.isfinite(stored_GC).all():
-            raise StoreError(f"The map of {key} has values that are no finite {self._dtype}.")
+            rows["grids"] = grid_map.reshape(self.channels, -1).T.astype(dtype)
+        if not np.isfinite(rows["grids"]).all():
+            raise StoreError(f"The map of {key} has values that are no finite {dtype}.")
         try:
             json.dumps(facts, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise StoreError(f"The facts of {key} are no JSON values: {error}.") from error
-        if self._used + rows_taken(height * width) > self._shard_rows:
+        if self._used + rows_taken(count) > self._shard_rows:
             self.flush()
+        order = grid_order(count)
+        for name, array in self._arrays.items():
+            chunks = array.encode(rows[name][order], CHUNK_GRIDS)
+            self._chunks[name].update(enumerate(chunks, self._used // CHUNK_GRIDS))
         start = self._shard * self._shard_rows + self._used
         for name, value in zip(self._columns, (key, start, height, width), strict=True):
             self._columns[name].append(value)
         self._facts.append(facts)
-        self._maps.append(stored_GC)
         self._known.add(canonical_key(key))
-        self._used += rows_taken(height * width)
+        self._used += rows_taken(count)
+
+    def _region_rows(
+        self, key: str, grid_map: np.ndarray, boxes: Any, classes: Any, scores: Any
+    ) -> dict[str, np.ndarray]:
+        if self.kind == "regions":
+            if grid_map.shape[1] != 1:
+                raise StoreError(
+                    f"The regions of {key} have shape {grid_map.shape}; ({self.channels}, 1, N) is "
+                    "needed."
+                )
+            return region_rows(key, grid_map.shape[2], boxes, classes, scores)
+        if any(given is not None for given in (boxes, classes, scores)):
+            raise StoreError(
+                f"{self.path} is a store of grids: boxes, classes and scores go into one that was "
+                'created with kind="regions".'
+            )
+        return {}
 
     def flush(self) -> None:
         """Write what waits as one shard, which then is closed.
@@ -200,29 +235,26 @@ class StoreWriter:
         Raises:
             StoreError: the shard cannot be written; the store stays as it was.
         """
-        if not self._maps:
+        if not self._facts:
             return
-        rows = np.zeros((self._shard_rows, self.channels), dtype=self._dtype)
-        first = self._shard * self._shard_rows
-        for start, stored_GC in zip(self._columns["start"], self._maps, strict=True):
-            rows[start - first :][: len(stored_GC)] = stored_GC
         try:
-            # What a kill left without an index is no part of the store; Zarr would read it first.
-            (self.path / "grids" / "c" / str(self._shard) / "0").unlink(missing_ok=True)
-            self._grids.resize((first + self._shard_rows, self.channels))
-            self._grids[first : first + self._shard_rows] = rows
-            with (self.path / "grids" / "c" / str(self._shard) / "0").open("rb") as shard:
-                os.fsync(shard.fileno())  # before the index that makes it count
+            grow(self.path, self._arrays, (self._shard + 1) * self._shard_rows)
+            for name, array in self._arrays.items():
+                file = array.file(self.path, self._shard)
+                make_folders(file.parent)
+                count = self._shard_rows // CHUNK_GRIDS
+                write_whole(file, shard_bytes(self._chunks[name], count))
             write_checked(numbered(self.path / "facts", self._shard), self._facts)
             write_checked(numbered(self.path / "index", self._shard), self._columns)
-        except (OSError, RuntimeError) as error:  # the codecs raise RuntimeError on a full disk
+        except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be written ({error}); it holds "
-                f"{len(self._known) - len(self._maps)} whole maps and can be gone on with."
+                f"{len(self._known) - len(self._facts)} whole maps and can be gone on with."
             ) from error
         for column in self._columns.values():
             column.clear()
-        self._maps, self._facts, self._used = [], [], 0
+        self._chunks = {name: {} for name in self._arrays}
+        self._facts, self._used = [], 0
         self._shard += 1
 
     def close(self) -> None:
