@@ -615,7 +615,7 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     """Score a fine-tuned model on a split and write its predictions file."""
     _check_task(task)
     values["features"] = tuple(values["features"]) or None
-    from gridvlp.train.finetuning import evaluate as score
+    from gridvlp.train.evaluation import evaluate as score
     from gridvlp.train.tasks import get_task
 
     split = split or get_task(task).test_split

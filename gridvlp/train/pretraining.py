@@ -19,15 +19,10 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
+from gridvlp.train.checkpoints import encoder_identity, load_model
 from gridvlp.train.corpora import Corpus
 from gridvlp.train.grids import read_grids
-from gridvlp.train.model import (
-    GridVLPConfig,
-    GridVLPForPreTraining,
-    GridVLPModel,
-    encoder_identity,
-    load_model,
-)
+from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining, GridVLPModel
 from gridvlp.train.settings import PreTrainingOptions
 from gridvlp.train.tokenization import (
     MAX_TOKENS,

@@ -12,7 +12,9 @@ from torch import nn
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
-from gridvlp.train.finetuning import check_encoder, load_finetuned, make_batch, model_folder
+from gridvlp.train.checkpoints import check_encoder, model_folder
+from gridvlp.train.evaluation import load_finetuned
+from gridvlp.train.task_batches import make_batch
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 

@@ -7,7 +7,8 @@ import torch
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore, StoreWriter
-from gridvlp.train.finetuning import evaluate, finetune, load_finetuned
+from gridvlp.train.evaluation import evaluate, load_finetuned
+from gridvlp.train.finetuning import finetune
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.relevance import explain
 from gridvlp.train.settings import FineTuningOptions
@@ -75,6 +76,22 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     recorded = json.loads((options.run / "evaluate-val" / "metrics.json").read_text())
     assert recorded["figures"]["accuracy"] == 100
     assert recorded["majority"] == 50
+    records = [
+        json.loads(line)
+        for line in (options.run / "evaluate-val" / "examples.jsonl").read_text().splitlines()
+    ]
+    assert [r["id"] for r in records] == [str(a["question_id"]) for a in answers]
+    assert [r["predicted"] for r in records] == [a["answer"] for a in answers]
+    assert {r["score"] for r in records} == {1.0}
+    first = records[0]
+    assert first["sentence"] == "What color is the square?"
+    assert (first["images"], first["kind"]) == (["000000000033"], "what")
+    assert first["truth"]["answers"] == ["blue"] * 10
+    assert first["labels"] == {"blue": 1.0}
+    answered, chances = zip(*first["top"], strict=True)
+    assert (answered[0], len(answered)) == ("blue", 4)
+    assert list(chances) == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(1, abs=1e-5)
 
 
 def test_nlvr2_pairs_are_told_apart(make):

@@ -3,6 +3,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from gridvlp.errors import UserError
+from gridvlp.train.checkpoints import copy_answer_rows, load_model
 from gridvlp.train.model import (
     AnswerHead,
     GridVLPConfig,
@@ -10,8 +11,6 @@ from gridvlp.train.model import (
     GridVLPForPairs,
     GridVLPForPreTraining,
     GridVLPModel,
-    copy_answer_rows,
-    load_model,
 )
 
 SMALL = {

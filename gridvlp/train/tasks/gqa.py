@@ -127,6 +127,10 @@ class GQA(Task):
         losses_B = functional.cross_entropy(logits_BA, targets_BA, reduction="none")
         return losses_B.sum() / (targets_BA.sum(dim=1) > 0).sum().clamp(min=1)
 
+    def credit(self, truth: Truth, answer: str) -> float:
+        """1 where the answer is the label."""
+        return float(answer == truth.answer)
+
     def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
         """The official report: accuracy, binary, open, consistency, validity and so on.
 
@@ -136,7 +140,7 @@ class GQA(Task):
         says so in its name.
         """
         pairs = self.labelled(examples, predicted)
-        right = {example.id: answer == example.truth.answer for example, answer in pairs}
+        right = {example.id: self.credit(example.truth, answer) for example, answer in pairs}
         values: dict[str, list[float]] = defaultdict(list)
         broken: dict[str, list[float]] = defaultdict(list)
         gold: dict[str, Counter[str]] = defaultdict(Counter)
@@ -144,7 +148,7 @@ class GQA(Task):
         complete = True
         counted = [pair for pair in pairs if pair[0].truth.balanced] or pairs
         for example, answer in counted:
-            truth, correct = example.truth, float(right[example.id])
+            truth, correct = example.truth, right[example.id]
             values["accuracy"].append(correct)
             values["open" if truth.structural == "query" else "binary"].append(correct)
             if truth.valid is not None:

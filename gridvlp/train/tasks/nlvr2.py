@@ -78,10 +78,14 @@ class NLVR2(Task):
 
         return cross_entropy(logits_BA, targets_BA)
 
+    def credit(self, truth: Truth, answer: str) -> float:
+        """1 where the answer is the label."""
+        return float(answer == truth.label)
+
     def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
         """Accuracy, and consistency: the share of sentences that are right on all their pairs."""
         pairs = self.labelled(examples, predicted)
-        right = [float(answer == example.truth.label) for example, answer in pairs]
+        right = [self.credit(example.truth, answer) for example, answer in pairs]
         whole: dict[str, float] = {}
         for (example, _), correct in zip(pairs, right, strict=True):
             sentence = example.truth.sentence

@@ -156,6 +156,10 @@ class Task(ABC):
         """The scalar loss; ``targets_BA`` as ``targets`` makes them."""
 
     @abstractmethod
+    def credit(self, truth: Any, answer: str) -> float:
+        """What the official accuracy gives one answer, from 0 to 1; ``truth`` as in Example."""
+
+    @abstractmethod
     def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
         """The official figures in percent, "accuracy" first; unlabelled examples do not count.
 

@@ -127,12 +127,16 @@ class VQA(Task):
 
         return binary_cross_entropy_with_logits(logits_BA, targets_BA) * logits_BA.shape[1]
 
+    def credit(self, truth: Truth, answer: str) -> float:
+        """The official accuracy of one answer."""
+        return vqa_accuracy(answer, truth.answers)
+
     def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
         """Official accuracy: of all, per answer type ("number: ..."), per question type."""
         groups: dict[str, list[float]] = defaultdict(list)
         everything: list[float] = []
         for example, answer in self.labelled(examples, predicted):
-            value = vqa_accuracy(answer, example.truth.answers)
+            value = self.credit(example.truth, answer)
             everything.append(value)
             if example.truth.answer_type:
                 groups[f"answer type: {example.truth.answer_type}"].append(value)
