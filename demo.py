@@ -3,7 +3,8 @@
     make demo
 
 Runs the commands of the README in runs/demo, each printed as it is typed, and ends with a table
-(runs/demo/results.json) and a picture (runs/demo/answer.png). What is up to date is not run again.
+(runs/demo/results.json), a picture (runs/demo/answer.png) and a page about all runs
+(runs/demo/report.html). What is up to date is not run again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = ROOT / "runs" / "demo"
+CODE = ("*.py", "*.yaml", "*.html")
 TASKS = {"vqa": "test", "gqa": "testdev", "nlvr2": "test1"}
 STEPS = {
     "sample-data": "sample-data .",
@@ -46,6 +48,8 @@ def main() -> None:
     results = collect(done["seconds"])
     (FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     ask(done["seconds"])
+    runs = [f"runs/{name}" for name in ("extractor", "pretrain", *(f"finetune-{t}" for t in TASKS))]
+    done["seconds"]["report"] = command(["report", *runs, "--out", "report.html"])
     show(results, done["seconds"])
 
 
@@ -64,7 +68,7 @@ def fresh_folder() -> Path:
     """The folder of the demo; emptied when it was made by other code or settings."""
     digest = hashlib.sha256()
     for path in sorted(
-        [Path(__file__), *(ROOT / "gridvlp").rglob("*.py"), *(ROOT / "gridvlp").rglob("*.yaml")]
+        [Path(__file__), *(p for kind in CODE for p in (ROOT / "gridvlp").rglob(kind))]
     ):
         digest.update(path.read_bytes())
     started = FOLDER / "demo.json"
@@ -120,6 +124,7 @@ def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> Non
     print(f"Seconds: {steps}; in all {sum(seconds.values()):.0f}.")
     print(f"Results: {(FOLDER / 'results.json').relative_to(ROOT)}")
     print(f"Picture: {(FOLDER / 'answer.png').relative_to(ROOT)}")
+    print(f"Report:  {(FOLDER / 'report.html').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

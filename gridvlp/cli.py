@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -255,6 +256,7 @@ def train_extractor(**values: Any) -> None:
     from gridvlp.extract.training import train_extractor as run
 
     _print_figures(run(options, click.echo))
+    _report(options.run)
     click.echo(f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/")
 
 
@@ -524,6 +526,7 @@ def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values:
     from gridvlp.train.pretraining import pretrain as run
 
     _print_figures(run(options, click.echo))
+    _report(options.run)
     click.echo(f"Model: {options.run / 'model'}. Next: gridvlp finetune {'|'.join(TASKS)}")
 
 
@@ -583,10 +586,9 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
         )
         _complete_store(task, splits, options.data)
     _print_figures(run(options, click.echo))
-    click.echo(
-        f"Model: {(options.run or Path('runs') / f'finetune-{task}') / 'model'}. "
-        f"Next: gridvlp evaluate {task}"
-    )
+    folder = options.run or Path("runs") / f"finetune-{task}"
+    _report(folder)
+    click.echo(f"Model: {folder / 'model'}. Next: gridvlp evaluate {task}")
 
 
 @cli.command()
@@ -621,13 +623,8 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     split = split or get_task(task).test_split
     if _by_default("features") and STORE.exists():
         _complete_store(task, (split,), values["data"] or DATA)
-    outcome = score(
-        task,
-        split,
-        run=run or Path("runs") / f"finetune-{task}",
-        say=click.echo,
-        **values,
-    )
+    run = run or Path("runs") / f"finetune-{task}"
+    outcome = score(task, split, run=run, say=click.echo, **values)
     if outcome.figures is None:
         click.echo("This split has no labels: no score.")
     else:
@@ -636,6 +633,7 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
             click.echo(f"image withheld: {outcome.withheld['accuracy']:.2f}")
         click.echo(f"majority answer of the question type: {outcome.majority:.2f}")
     click.echo(f"Predictions: {outcome.predictions}")
+    _report(run)
 
 
 @cli.command()
@@ -712,7 +710,30 @@ def predict(
             click.echo(f"{picture} written.")
 
 
+@cli.command()
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=FOLDER,
+    show_default="RUN/report.html; report.html for several runs",
+    help="Page to write.",
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page about RUNS: curves, scores, examples, where the model looked."""
+    from gridvlp.report import write_report
+
+    click.echo(f"Report: {write_report(runs, out, click.echo)}")
+
+
 # --- shared ----------------------------------------------------------------------------------
+
+
+def _report(run: Path) -> None:
+    """Leave a report in a run's folder; under torchrun the first process does."""
+    if os.environ.get("RANK", "0") == "0":
+        from gridvlp.report import write_report
+
+        click.echo(f"Report: {write_report([run], say=click.echo)}")
 
 
 def _check_task(task: str) -> None:

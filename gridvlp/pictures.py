@@ -29,7 +29,7 @@ def draw_energy(store: FeatureStore, key: str, path: Path) -> bool:
 
     energy_HW = np.linalg.norm(store.map(key), axis=0)
     height, width = energy_HW.shape
-    photo = _photo(store.record(key).get("source"))
+    photo = read_photo(store.record(key).get("source"))
     figure, panels = pyplot.subplots(
         1, 1 if photo is None else 2, figsize=(6 if photo is None else 11, 4.4), squeeze=False
     )
@@ -51,7 +51,8 @@ def draw_energy(store: FeatureStore, key: str, path: Path) -> bool:
     return photo is not None
 
 
-def _photo(source: object) -> np.ndarray | None:
+def read_photo(source: object) -> np.ndarray | None:
+    """pixels_HW3 (uint8 RGB, upright) of a photo file; None where it cannot be read any more."""
     from PIL import Image, ImageOps
 
     try:
@@ -85,7 +86,7 @@ def draw_answer(
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    photos = [_photo(source) for source in sources]
+    photos = [read_photo(source) for source in sources]
     count = 2 * len(photos) + 1
     figure, panels = pyplot.subplots(1, count, figsize=(4 * count - 1, 3.6), squeeze=False)
     for number, (photo, looked_HW) in enumerate(zip(photos, relevance_HW, strict=True)):

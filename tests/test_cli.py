@@ -66,6 +66,13 @@ def test_the_commands_run_one_after_another_with_their_defaults(gridvlp, folder)
     metrics = json.loads((folder / "runs/finetune-nlvr2/evaluate-dev/metrics.json").read_text())
     assert metrics["examples"] == 16
     assert (folder / "runs/finetune-nlvr2/evaluate-dev/predictions.csv").exists()
+    assert "Report: runs/finetune-nlvr2/report.html" in out
+    code, out, err = gridvlp("report", "runs/pretrain", "runs/finetune-nlvr2")
+    assert code == 0, err
+    assert "Side by side" in (folder / "report.html").read_text()
+    code, _, err = gridvlp("report", "runs")
+    assert code == 2
+    assert "there are runs in it: finetune-nlvr2, pretrain" in err
 
 
 def test_a_settings_file_gives_defaults_and_options_win(gridvlp, folder):

@@ -6,7 +6,7 @@ gridvlp pretrain --features store.zarr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -314,6 +314,9 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "encoder": store.encoder,
         "sentences": len(corpus),
         "images": corpus.images,
+        "held out": len(held_out),
+        "sources": [asdict(row) for row in corpus.report],
+        "leakage guard": [asdict(row) for row in corpus.exclusions],
     }
     model, encoder, origin = _make_model(options, store, corpus)
     for line in origin:

@@ -75,6 +75,6 @@ def explain(
         _, height, width = store.shape(key)
         score_HW = score_IG[batch.keys.index(key), : height * width].reshape(height, width)
         maps.append(score_HW / max(float(score_HW.max()), 1e-9))
-    chances, places = logits_A.softmax(-1).topk(min(top, len(logits_A)))
+    chances, places = logits_A.detach().softmax(-1).topk(min(top, len(logits_A)))
     ranked = [(task.answers[int(p)], float(c)) for c, p in zip(chances, places, strict=True)]
     return Explanation(ranked, maps)

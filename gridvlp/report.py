@@ -1,0 +1,548 @@
+"""A run, or several side by side, as one HTML page that opens offline.
+
+    gridvlp report runs/finetune-vqa
+    gridvlp report runs/*
+
+The page loads nothing: style, curves and photos are inside it. Text of annotations is escaped by
+the template; a content security policy forbids every request and script besides.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gridvlp.errors import UserError
+from gridvlp.progress import track
+
+SHOWN = 12  # examples right, and as many wrong
+POINTS = 300  # of a curve; more are averaged
+KINDS = 24  # question types with a table of their own
+CLASSES = 8  # rows and columns of such a table
+THUMBNAIL = 360  # pixels, the longer side
+RIGHT = 0.5  # a score from here on counts as right; VQA's is a share of the annotators
+REGION_RASTER = 64  # cells a side on which the relevance of boxes is painted
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name and its points."""
+
+    name: str
+    steps: list[float]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines on common axes, in the coordinates of a 640 x 260 drawing."""
+
+    title: str
+    lines: list[dict[str, Any]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    note: str
+
+
+@dataclass
+class Kind:
+    """The answers to one type of question: how often which truth was answered with what."""
+
+    name: str
+    count: int = 0
+    score: float = 0.0
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def accuracy(self) -> float:
+        """The mean score in percent."""
+        return 100 * self.score / self.count
+
+    def mistakes(self) -> list[tuple[str, str, int]]:
+        """The three commonest: truth, answer, how often."""
+        wrong = ((truth, given, n) for (truth, given), n in self.pairs.items() if truth != given)
+        return sorted(wrong, key=lambda row: -row[2])[:3]
+
+    def matrix(self) -> tuple[list[str], list[tuple[str, list[int]]]]:
+        """Columns (answers given) and rows (truth); the rarer ones are summed as "other"."""
+        truths: Counter[str] = Counter()
+        for (truth, _), n in self.pairs.items():
+            truths[truth] += n
+        names = [name for name, _ in truths.most_common(CLASSES)]
+        place = {name: i for i, name in enumerate(names)}
+        cells = np.zeros((len(names) + 1, len(names) + 1), dtype=int)
+        for (truth, given), n in self.pairs.items():
+            cells[place.get(truth, -1), place.get(given, -1)] += n
+        labels = [*names, "other"]
+        rows = [(name, row.tolist()) for name, row in zip(labels, cells, strict=True)]
+        columns = labels if cells[:, -1].any() else names
+        return columns, [(name, row[: len(columns)]) for name, row in rows if any(row)]
+
+
+@dataclass
+class Evaluated:
+    """What ``gridvlp evaluate`` left for one split, and a choice of its examples."""
+
+    split: str
+    metrics: dict[str, Any]
+    kinds: list[Kind]
+    right: list[dict[str, Any]]
+    wrong: list[dict[str, Any]]
+    unlabelled: list[dict[str, Any]]
+    notes: list[str]
+
+
+@dataclass
+class Run:
+    """A run folder as the page shows it."""
+
+    path: Path
+    name: str
+    title: str
+    record: dict[str, Any]
+    result: dict[str, Any] | None
+    curves: dict[str, Line]
+    charts: list[Chart]
+    evaluated: list[Evaluated]
+
+
+def write_report(
+    runs: Sequence[Path], out: Path | None = None, say: Callable[[str], object] = print
+) -> Path:
+    """Write the page about one run or several.
+
+    Args:
+        runs: run folders of any stage.
+        out: where to; by default RUN/report.html for one run, report.html for several.
+        say: called with lines for the person at the keyboard.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: a folder is no run, a file of it is broken, or the page cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    read = [_read_run(Path(path)) for path in runs]
+    if not read:
+        raise UserError("Name a run folder, as in `gridvlp report runs/finetune-vqa`.")
+    environment = Environment(
+        loader=PackageLoader("gridvlp", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = _shown
+    page = environment.get_template("report.html").render(
+        runs=read, compared=_compare(read), results=[row for run in read for row in _results(run)]
+    )
+    for run in read:
+        for evaluated in run.evaluated:
+            for note in evaluated.notes:
+                say(f"{run.name} {evaluated.split}: {note}")
+    path = out or (read[0].path / "report.html" if len(read) == 1 else Path("report.html"))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_text(page, encoding="utf-8", errors="replace")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def _read_run(path: Path) -> Run:
+    record_path = path / "run.json"
+    if not record_path.is_file():
+        inside = sorted(p.parent.name for p in path.glob("*/run.json")) if path.is_dir() else []
+        hint = f"; there are runs in it: {', '.join(inside)}" if inside else ""
+        raise UserError(f"{path} is no run folder: it has no run.json{hint}.")
+    record = _read_json(record_path)
+    options = record.get("options", {})
+    if "task" in options:
+        title = f"fine-tuning on {options['task']}"
+    else:
+        title = "detector pre-training" if "visual_genome" in options else "pre-training"
+    result = path / "result.json"
+    curves = _read_curves(path / "metrics.jsonl")
+    return Run(
+        path,
+        path.resolve().name,
+        title,
+        record,
+        _read_json(result) if result.is_file() else None,
+        curves,
+        _charts(curves),
+        [
+            _read_evaluation(path, folder, options)
+            for folder in sorted(path.glob("evaluate-*"))
+            if (folder / "metrics.json").is_file()
+        ],
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def _results(run: Run) -> Iterator[dict[str, Any]]:
+    """Rows of the table of results: one for each split that was evaluated, or one for the run."""
+    shared = {"run": run.name, "title": run.title, "figures": []}
+    for evaluated in run.evaluated:
+        metrics = evaluated.metrics
+        yield {
+            **shared,
+            "split": evaluated.split,
+            "examples": metrics.get("examples"),
+            "accuracy": (metrics.get("figures") or {}).get("accuracy"),
+            "withheld": (metrics.get("withheld") or {}).get("accuracy"),
+            "majority": metrics.get("majority"),
+        }
+    if not run.evaluated:
+        result = run.result or {}
+        names = [name for name in result if _is_accuracy(name) and name != "accuracy"]
+        yield {
+            **shared,
+            "split": "validation" if run.result else "unfinished",
+            "accuracy": result.get("accuracy"),
+            "figures": [(name, result[name]) for name in names],
+        }
+
+
+# --- curves ----------------------------------------------------------------------------------
+
+
+def _read_curves(path: Path) -> dict[str, Line]:
+    curves: dict[str, Line] = {}
+    if not path.is_file():
+        return curves
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(text)
+        except ValueError:  # the line that a kill cut in half
+            continue
+        step = values.pop("step", None)
+        for name, value in values.items():
+            if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
+                line = curves.setdefault(name, Line(name, [], []))
+                line.steps.append(step)
+                line.values.append(value)
+    return curves
+
+
+def _is_accuracy(name: str) -> bool:
+    return "accuracy" in name or name.startswith(("held_out/", "AP"))
+
+
+def _charts(curves: dict[str, Line]) -> list[Chart]:
+    losses = [line for name, line in curves.items() if name.startswith("loss")]
+    accuracies = [line for name, line in curves.items() if _is_accuracy(name)]
+    charts = [_chart("Losses", losses), _chart("Accuracy in percent", accuracies)]
+    shown = {line.name for line in losses + accuracies}
+    titles = {"lr": "Learning rate"}
+    charts += [
+        _chart(titles.get(name, name), [line]) for name, line in curves.items() if name not in shown
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _compare(runs: list[Run]) -> list[Chart]:
+    """A chart for each loss and accuracy that two runs or more have."""
+    names = dict.fromkeys(name for run in runs for name in run.curves)
+    charts = []
+    for name in names:
+        having = [run for run in runs if name in run.curves]
+        if len(having) > 1 and (name.startswith("loss") or _is_accuracy(name)):
+            lines = [
+                Line(run.name, run.curves[name].steps, run.curves[name].values) for run in having
+            ]
+            charts.append(_chart(name, lines))
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(title: str, lines: Sequence[Line]) -> Chart | None:
+    """Place lines in a drawing whose plot is x 52..632, y 10..226."""
+    if not lines:
+        return None
+    thinned = [_thin(line) for line in lines]
+    most = max(len(before.steps) for before in lines)
+    bound_x = _ticks(0, max(line.steps[-1] for line in thinned))
+    values = [value for line in thinned for value in line.values]
+    bound_y = _ticks(min(values), max(values))
+
+    def x(step: float) -> float:
+        return round(52 + 580 * step / bound_x[-1], 1)
+
+    def y(value: float) -> float:
+        return round(226 - 216 * (value - bound_y[0]) / (bound_y[-1] - bound_y[0]), 1)
+
+    drawn = [
+        {
+            "name": line.name,
+            "points": " ".join(
+                f"{x(s)},{y(v)}" for s, v in zip(line.steps, line.values, strict=True)
+            ),
+            "dots": [(x(s), y(v)) for s, v in zip(line.steps, line.values, strict=True)]
+            if len(line.steps) <= 30
+            else [],
+            "first": whole.values[0],
+            "last": whole.values[-1],
+        }
+        for line, whole in zip(thinned, lines, strict=True)
+    ]
+    note = (
+        f"Each point is the mean of {math.ceil(most / POINTS)} logged steps."
+        if most > POINTS
+        else ""
+    )
+    return Chart(
+        title,
+        drawn,
+        [(x(tick), f"{tick:,g}") for tick in bound_x],
+        [(y(tick), f"{tick:,g}") for tick in bound_y],
+        note,
+    )
+
+
+def _thin(line: Line) -> Line:
+    size = math.ceil(len(line.steps) / POINTS)
+    starts = range(0, len(line.steps), size)
+    steps = [line.steps[min(i + size, len(line.steps)) - 1] for i in starts]
+    return Line(line.name, steps, [float(np.mean(line.values[i : i + size])) for i in starts])
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Four to nine round numbers, the first not above ``least``, the last not below ``most``."""
+    if most <= least:
+        most = least + (abs(least) or 1.0)
+    rough = (most - least) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+    return [round(step * i, 12) for i in range(first, last + 1)]
+
+
+# --- examples --------------------------------------------------------------------------------
+
+
+def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evaluated:
+    split = folder.name.removeprefix("evaluate-")
+    metrics = _read_json(folder / "metrics.json")
+    found = Evaluated(split, metrics, [], [], [], [], [])
+    path = folder / "examples.jsonl"
+    if not path.is_file():
+        found.notes.append(
+            f"no examples are shown: {path} is not there; "
+            f"`gridvlp evaluate {options.get('task')} --split {split}` writes it"
+        )
+        return found
+    kinds: dict[str, Kind] = {}
+    chosen: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    seen: Counter[tuple[str, str]] = Counter()
+    draw = random.Random(0)
+    for example in _read_examples(path):
+        name, truth, score = example["kind"] or "all", _best(example["truth"]), example["score"]
+        side = "unlabelled" if score is None else "right" if score >= RIGHT else "wrong"
+        if score is not None:
+            kind = kinds.setdefault(name, Kind(name))
+            kind.count += 1
+            kind.score += score
+            kind.pairs[truth, str(example["predicted"])] += 1
+        place = _reservoir(draw, seen[side, name])
+        seen[side, name] += 1
+        group = chosen[side, name]
+        if place is not None:
+            group[place : place + 1] = [example]
+    found.kinds = sorted(kinds.values(), key=lambda kind: -kind.count)
+    if len(found.kinds) > KINDS:
+        found.notes.append(
+            f"the {KINDS} commonest of {len(found.kinds)} question types have a table"
+        )
+        found.kinds = found.kinds[:KINDS]
+    explain = _Explainer(run, options, metrics, found.notes)
+    for side in ("right", "wrong", "unlabelled"):
+        groups = [group for (which, _), group in sorted(chosen.items()) if which == side]
+        setattr(found, side, _one_of_each(groups, draw))
+    shown = [*found.right, *found.wrong, *found.unlabelled]
+    with track(f"report {run.name} {split}", len(shown), "examples") as bar:
+        for example in shown:
+            example["truths"] = _all_truths(example["truth"])
+            example["pictures"] = explain(example)
+            bar.advance()
+    explain.finish()
+    return found
+
+
+def _read_examples(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                example = json.loads(line)
+                for name in ("id", "sentence", "images", "kind", "truth", "predicted", "top"):
+                    example[name]
+                example["score"] = example.get("score")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, line {number} is no example: {error}.") from error
+            yield example
+
+
+def _reservoir(draw: random.Random, before: int) -> int | None:
+    """Where the next of a stream goes in an even sample of SHOWN, if anywhere."""
+    if before < SHOWN:
+        return before
+    place = draw.randrange(before + 1)
+    return place if place < SHOWN else None
+
+
+def _one_of_each(groups: list[list[dict[str, Any]]], draw: random.Random) -> list[dict[str, Any]]:
+    """SHOWN examples, the groups taking turns."""
+    for group in groups:
+        draw.shuffle(group)
+    draw.shuffle(groups)
+    turns = max(map(len, groups), default=0)
+    dealt = [group[turn] for turn in range(turns) for group in groups if turn < len(group)]
+    return dealt[:SHOWN]
+
+
+def _best(truth: Any) -> str:
+    """The answer that a table of confusions files an example under."""
+    answers = _all_truths(truth)
+    return answers[0][0] if answers else "no class"
+
+
+def _all_truths(truth: Any) -> list[tuple[str, float]]:
+    """Answers with their scores, best first, of a label or of {answer: score}."""
+    if isinstance(truth, dict):
+        return sorted(truth.items(), key=lambda pair: -pair[1])
+    if isinstance(truth, list):
+        pairs = [(str(p[0]), float(p[1])) if isinstance(p, list) else (str(p), 1.0) for p in truth]
+        return sorted(pairs, key=lambda pair: -pair[1])
+    return [] if truth is None else [(str(truth), 1.0)]
+
+
+class _Explainer:
+    """Photos of an example as data URIs, with the relevance of their grids where it can be had."""
+
+    def __init__(
+        self, run: Path, options: dict[str, Any], metrics: dict[str, Any], notes: list[str]
+    ) -> None:
+        self.notes, self.without_photo, self.without_map = notes, 0, 0
+        self.store: Any = None
+        self.model: Any = None
+        try:
+            from gridvlp.store import FeatureStore
+
+            stores = metrics.get("stores") or options.get("features") or []
+            self.store = FeatureStore(stores)
+        except UserError as error:
+            notes.append(f"no photos and no heat maps: {error}")
+            return
+        try:
+            from gridvlp.train.finetuning import load_finetuned, model_folder
+            from gridvlp.train.tokenization import Encoder, load_tokenizer
+
+            self.model, self.task, _ = load_finetuned(run, options["task"])
+            self.encoder = Encoder(load_tokenizer(model_folder(run)))
+        except UserError as error:
+            notes.append(f"no heat maps: {error}")
+
+    def __call__(self, example: dict[str, Any]) -> list[dict[str, Any]]:
+        """For each image: its key, its photo and its heat map as data URIs (or None)."""
+        keys = example["images"]
+        pictures = [{"key": key, "photo": self._photo(key), "heat": None} for key in keys]
+        if self.model is None or not all(key in self.store for key in keys):
+            self.without_map += 1
+            return pictures
+        from gridvlp.train.relevance import explain
+        from gridvlp.train.tasks.task import Example
+
+        line = Example(str(example["id"]), example["sentence"], tuple(keys), (), "", None)
+        found = explain(self.model, line, self.task, self.store, self.encoder)
+        for picture, relevance_HW in zip(pictures, found.relevance_HW, strict=True):
+            if getattr(self.store, "kind", "grids") == "regions":
+                boxes_N4 = self.store.regions(picture["key"]).boxes_N4
+                relevance_HW = paint_boxes(relevance_HW.reshape(-1), boxes_N4)
+            picture["heat"] = _heat(relevance_HW)
+        return pictures
+
+    def _photo(self, key: str) -> str | None:
+        if self.store is None or key not in self.store:
+            self.without_photo += 1
+            return None
+        from PIL import Image
+
+        from gridvlp.pictures import read_photo
+
+        pixels_HW3 = read_photo(self.store.record(key).get("source"))
+        if pixels_HW3 is None:
+            self.without_photo += 1
+            return None
+        image = Image.fromarray(pixels_HW3)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return _data_uri(image, "jpeg", quality=75)
+
+    def finish(self) -> None:
+        """Note what could not be shown."""
+        if self.store is not None and self.without_photo:
+            self.notes.append(f"{self.without_photo} photos are not where they were extracted from")
+        if self.model is not None and self.without_map:
+            self.notes.append(f"{self.without_map} examples have no map in the store: no heat map")
+
+
+def paint_boxes(relevance_N: np.ndarray, boxes_N4: np.ndarray) -> np.ndarray:
+    """relevance_HW of regions: each point takes the highest relevance of the boxes over it.
+
+    Args:
+        relevance_N: from 0 to 1.
+        boxes_N4: x1, y1, x2, y2 as fractions of the photo's width and height.
+    """
+    painted_HW = np.zeros((REGION_RASTER, REGION_RASTER), np.float32)
+    corners_N4 = np.rint(np.clip(boxes_N4, 0, 1) * REGION_RASTER).astype(int)
+    for value, (left, top, right, bottom) in zip(relevance_N, corners_N4, strict=False):
+        part = painted_HW[top : max(bottom, top + 1), left : max(right, left + 1)]
+        np.maximum(part, value, out=part)
+    return painted_HW
+
+
+def _heat(relevance_HW: np.ndarray) -> str:
+    """A PNG of one pixel a grid, from clear to a strong red; the browser enlarges it smoothly."""
+    from PIL import Image
+
+    rgba_HW4 = np.zeros((*relevance_HW.shape, 4), np.uint8)
+    rgba_HW4[..., 0] = 255
+    rgba_HW4[..., 1] = np.round(200 * (1 - relevance_HW)).astype(np.uint8)
+    rgba_HW4[..., 3] = np.round(190 * np.sqrt(relevance_HW)).astype(np.uint8)
+    return _data_uri(Image.fromarray(rgba_HW4), "png", optimize=True)
+
+
+def _data_uri(image: Any, kind: str, **options: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:,.2f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "–"
+    return str(value)
