@@ -22,36 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.charts import Chart, Line, chart, charts_of, is_accuracy
 from gridvlp.errors import UserError
 from gridvlp.progress import track
 
 SHOWN = 12  # examples right, and as many wrong
-POINTS = 300  # of a curve; more are averaged
 KINDS = 24  # question types with a table of their own
 CLASSES = 8  # rows and columns of such a table
 THUMBNAIL = 360  # pixels, the longer side
 RIGHT = 0.5  # a score from here on counts as right; VQA's is a share of the annotators
 REGION_RASTER = 64  # cells a side on which the relevance of boxes is painted
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve: its name and its points."""
-
-    name: str
-    steps: list[float]
-    values: list[float]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines on common axes, in the coordinates of a 640 x 260 drawing."""
-
-    title: str
-    lines: list[dict[str, Any]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    note: str
 
 
 @dataclass
@@ -182,7 +162,7 @@ def _read_run(path: Path) -> Run:
         record,
         _read_json(result) if result.is_file() else None,
         curves,
-        _charts(curves),
+        charts_of(curves),
         [
             _read_evaluation(path, folder, options)
             for folder in sorted(path.glob("evaluate-*"))
@@ -213,7 +193,7 @@ def _results(run: Run) -> Iterator[dict[str, Any]]:
         }
     if not run.evaluated:
         result = run.result or {}
-        names = [name for name in result if _is_accuracy(name) and name != "accuracy"]
+        names = [name for name in result if is_accuracy(name) and name != "accuracy"]
         yield {
             **shared,
             "split": "validation" if run.result else "unfinished",
@@ -243,96 +223,18 @@ def _read_curves(path: Path) -> dict[str, Line]:
     return curves
 
 
-def _is_accuracy(name: str) -> bool:
-    return "accuracy" in name or name.startswith(("held_out/", "AP"))
-
-
-def _charts(curves: dict[str, Line]) -> list[Chart]:
-    losses = [line for name, line in curves.items() if name.startswith("loss")]
-    accuracies = [line for name, line in curves.items() if _is_accuracy(name)]
-    charts = [_chart("Losses", losses), _chart("Accuracy in percent", accuracies)]
-    shown = {line.name for line in losses + accuracies}
-    titles = {"lr": "Learning rate"}
-    charts += [
-        _chart(titles.get(name, name), [line]) for name, line in curves.items() if name not in shown
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
 def _compare(runs: list[Run]) -> list[Chart]:
     """A chart for each loss and accuracy that two runs or more have."""
     names = dict.fromkeys(name for run in runs for name in run.curves)
     charts = []
     for name in names:
         having = [run for run in runs if name in run.curves]
-        if len(having) > 1 and (name.startswith("loss") or _is_accuracy(name)):
+        if len(having) > 1 and (name.startswith("loss") or is_accuracy(name)):
             lines = [
                 Line(run.name, run.curves[name].steps, run.curves[name].values) for run in having
             ]
-            charts.append(_chart(name, lines))
-    return [chart for chart in charts if chart is not None]
-
-
-def _chart(title: str, lines: Sequence[Line]) -> Chart | None:
-    """Place lines in a drawing whose plot is x 52..632, y 10..226."""
-    if not lines:
-        return None
-    thinned = [_thin(line) for line in lines]
-    most = max(len(before.steps) for before in lines)
-    bound_x = _ticks(0, max(line.steps[-1] for line in thinned))
-    values = [value for line in thinned for value in line.values]
-    bound_y = _ticks(min(values), max(values))
-
-    def x(step: float) -> float:
-        return round(52 + 580 * step / bound_x[-1], 1)
-
-    def y(value: float) -> float:
-        return round(226 - 216 * (value - bound_y[0]) / (bound_y[-1] - bound_y[0]), 1)
-
-    drawn = [
-        {
-            "name": line.name,
-            "points": " ".join(
-                f"{x(s)},{y(v)}" for s, v in zip(line.steps, line.values, strict=True)
-            ),
-            "dots": [(x(s), y(v)) for s, v in zip(line.steps, line.values, strict=True)]
-            if len(line.steps) <= 30
-            else [],
-            "first": whole.values[0],
-            "last": whole.values[-1],
-        }
-        for line, whole in zip(thinned, lines, strict=True)
-    ]
-    note = (
-        f"Each point is the mean of {math.ceil(most / POINTS)} logged steps."
-        if most > POINTS
-        else ""
-    )
-    return Chart(
-        title,
-        drawn,
-        [(x(tick), f"{tick:,g}") for tick in bound_x],
-        [(y(tick), f"{tick:,g}") for tick in bound_y],
-        note,
-    )
-
-
-def _thin(line: Line) -> Line:
-    size = math.ceil(len(line.steps) / POINTS)
-    starts = range(0, len(line.steps), size)
-    steps = [line.steps[min(i + size, len(line.steps)) - 1] for i in starts]
-    return Line(line.name, steps, [float(np.mean(line.values[i : i + size])) for i in starts])
-
-
-def _ticks(least: float, most: float) -> list[float]:
-    """Four to nine round numbers, the first not above ``least``, the last not below ``most``."""
-    if most <= least:
-        most = least + (abs(least) or 1.0)
-    rough = (most - least) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
-    return [round(step * i, 12) for i in range(first, last + 1)]
+            charts.append(chart(name, lines))
+    return [one for one in charts if one is not None]
 
 
 # --- examples --------------------------------------------------------------------------------
@@ -354,7 +256,7 @@ def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evalua
     seen: Counter[tuple[str, str]] = Counter()
     draw = random.Random(0)
     for example in _read_examples(path):
-        name, truth, score = example["kind"] or "all", _best(example["truth"]), example["score"]
+        name, truth, score = example["kind"] or "all", _label(example), example["score"]
         side = "unlabelled" if score is None else "right" if score >= RIGHT else "wrong"
         if score is not None:
             kind = kinds.setdefault(name, Kind(name))
@@ -379,7 +281,7 @@ def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evalua
     shown = [*found.right, *found.wrong, *found.unlabelled]
     with track(f"report {run.name} {split}", len(shown), "examples") as bar:
         for example in shown:
-            example["truths"] = _all_truths(example["truth"])
+            example["truths"] = _labels(example)
             example["pictures"] = explain(example)
             bar.advance()
     explain.finish()
@@ -391,7 +293,7 @@ def _read_examples(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             try:
                 example = json.loads(line)
-                for name in ("id", "sentence", "images", "kind", "truth", "predicted", "top"):
+                for name in ("id", "sentence", "images", "kind", "labels", "predicted", "top"):
                     example[name]
                 example["score"] = example.get("score")
             except (ValueError, KeyError, TypeError) as error:
@@ -417,20 +319,15 @@ def _one_of_each(groups: list[list[dict[str, Any]]], draw: random.Random) -> lis
     return dealt[:SHOWN]
 
 
-def _best(truth: Any) -> str:
-    """The answer that a table of confusions files an example under."""
-    answers = _all_truths(truth)
-    return answers[0][0] if answers else "no class"
+def _labels(example: dict[str, Any]) -> list[tuple[str, float]]:
+    """The answers that count as right with their scores, best first."""
+    return sorted(example["labels"].items(), key=lambda pair: -pair[1])
 
 
-def _all_truths(truth: Any) -> list[tuple[str, float]]:
-    """Answers with their scores, best first, of a label or of {answer: score}."""
-    if isinstance(truth, dict):
-        return sorted(truth.items(), key=lambda pair: -pair[1])
-    if isinstance(truth, list):
-        pairs = [(str(p[0]), float(p[1])) if isinstance(p, list) else (str(p), 1.0) for p in truth]
-        return sorted(pairs, key=lambda pair: -pair[1])
-    return [] if truth is None else [(str(truth), 1.0)]
+def _label(example: dict[str, Any]) -> str:
+    """The label under which a table of confusions files an example."""
+    labels = _labels(example)
+    return labels[0][0] if labels else "no class"
 
 
 class _Explainer:
@@ -451,7 +348,8 @@ class _Explainer:
             notes.append(f"no photos and no heat maps: {error}")
             return
         try:
-            from gridvlp.train.finetuning import load_finetuned, model_folder
+            from gridvlp.train.checkpoints import model_folder
+            from gridvlp.train.evaluation import load_finetuned
             from gridvlp.train.tokenization import Encoder, load_tokenizer
 
             self.model, self.task, _ = load_finetuned(run, options["task"])

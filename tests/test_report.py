@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gridvlp.charts import Line, chart, ticks
 from gridvlp.errors import UserError
-from gridvlp.report import Line, _chart, _ticks, paint_boxes, write_report
+from gridvlp.report import paint_boxes, write_report
 from gridvlp.store import StoreWriter
-from gridvlp.train.finetuning import evaluate, finetune
+from gridvlp.train.evaluation import evaluate
+from gridvlp.train.finetuning import finetune
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.settings import FineTuningOptions
 from tests.squares import CHANNELS, COLOURS
@@ -104,7 +106,7 @@ def write_examples(run, labelled=True, sentence="What color is the square?"):
             "sentence": sentence,
             "images": [f"{33 + n % 16:012}"],
             "kind": "what" if n % 3 else "how<b>many",
-            "truth": {"red": 1.0, "blue": 0.3} if labelled else None,
+            "labels": {"red": 1.0, "blue": 0.3} if labelled else {},
             "predicted": "red" if n % 2 else "blue",
             "top": [["red", 0.75], [sentence + "\ud800", 0.2]],
             "score": (1.0 if n % 2 else 0.3) if labelled else None,
@@ -150,6 +152,14 @@ def test_a_page_stands_alone_and_shows_what_the_run_holds(copy):
     ):
         assert shown in page.text
     assert {"table", "thead", "th", "caption", "details"} <= {tag for tag, _ in page.tags}
+
+
+def test_what_evaluate_wrote_is_shown(run):
+    page = Page(write_report([run], say=silent))
+    lines = (run / "evaluate-val/examples.jsonl").read_text().splitlines()
+    right = sum(json.loads(line)["score"] >= 0.5 for line in lines)
+    assert page.count("article", "card") == min(12, right) + min(12, len(lines) - right)
+    assert "vqa train: 64 lines, 64 used" in page.text
 
 
 def test_text_of_annotations_cannot_become_markup(copy):
@@ -236,17 +246,17 @@ def test_what_cannot_be_reported_is_told_in_a_sentence(copy, tmp_path):
 
 @pytest.mark.parametrize(("least", "most"), [(0, 1), (0, 0), (-3, 8.5), (1e-7, 5e-4), (92.9, 93)])
 def test_ticks_are_few_and_enclose_the_values(least, most):
-    ticks = _ticks(least, most)
-    assert ticks[0] <= least <= most <= ticks[-1]
-    assert 2 <= len(ticks) <= 9
-    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+    found = ticks(least, most)
+    assert found[0] <= least <= most <= found[-1]
+    assert 2 <= len(found) <= 9
+    assert np.allclose(np.diff(found), found[1] - found[0])
 
 
 def test_a_long_curve_is_averaged_and_says_so():
     line = Line("loss", list(range(1, 901)), [1.0, 3.0] * 450)
-    chart = _chart("Losses", [line])
-    assert len(chart.lines[0]["points"].split()) == 300
-    assert "mean of 3" in chart.note
+    drawn = chart("Losses", [line])
+    assert len(drawn.lines[0]["points"].split()) == 300
+    assert "mean of 3" in drawn.note
 
 
 def test_relevance_of_boxes_is_painted_where_they_are():

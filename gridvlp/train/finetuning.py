@@ -56,17 +56,24 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
     model, encoder, origin = _start_model(options, task, store)
+    counts: list[str] = []
+
+    def count(line: str) -> None:
+        counts.append(line.strip())
+        say(line)
+
     train, _ = read_splits(
-        task, options.data, options.train_splits or task.train_splits, store, say
+        task, options.data, options.train_splits or task.train_splits, store, count
     )
     valid_split = options.valid_split or task.valid_split
-    valid, _ = read_splits(task, options.data, [valid_split], store, say, needed=False)
+    valid, _ = read_splits(task, options.data, [valid_split], store, count, needed=False)
     if not any(example.truth is not None for example in valid):
         say(f"Nothing in {task.name} {valid_split} can be scored: the last epoch will be kept.")
         valid = []
     run_path = options.run or Path("runs") / f"finetune-{task.name}"
     facts = {
         "examples": len(train),
+        "lines": counts,
         "train": _fingerprint(train),
         "store": store.fingerprint,
         "encoder": store.encoder,
