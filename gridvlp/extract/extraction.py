@@ -174,10 +174,10 @@ def describe(weights: Weights, encoder: FrozenEncoder, size: str) -> dict[str, A
 
 def _open(path: Path, channels: int, size: str, about: dict[str, Any]) -> StoreWriter:
     shorter, longest = parse_size(size)
-    if not path.exists():
-        most = -(-shorter // STRIDE) * -(-longest // STRIDE)
-        return StoreWriter.create(path, channels=channels, max_grids=most, encoder=about)
-    writer = StoreWriter.open(path)
+    most = -(-shorter // STRIDE) * -(-longest // STRIDE)
+    writer = StoreWriter.create(
+        path, channels=channels, max_grids=most, encoder=about, exist_ok=True
+    )
     changed = [
         name
         for name in ("weights_sha256", "resize", "precision", "pixel_mean", "pixel_std")

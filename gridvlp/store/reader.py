@@ -83,14 +83,17 @@ class FeatureStore:
         return isinstance(key, str) and canonical_key(key) in self._place
 
     def keys(self) -> list[str]:
-        """All keys, in the order in which they were written."""
+        """All keys, in the order of the stores and their shards."""
         return [self._index[number].keys[place] for number, place in self._place.values()]
 
     @property
     def fingerprint(self) -> str:
-        """Hex sha256 over what the stores say of themselves and over all keys and sizes."""
+        """Hex sha256 over what the stores say of themselves and over all keys and sizes.
+
+        The order of the maps does not matter, which several writers leave to chance.
+        """
         digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
-        for key in self.keys():
+        for key in sorted(self.keys()):
             _, height, width = self.shape(key)
             digest.update(f"{key} {height} {width}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()

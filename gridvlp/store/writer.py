@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import itertools
 import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,21 +33,31 @@ from gridvlp.store.layout import (
     read_attributes,
     read_index,
     rows_taken,
+    sync_folder,
+    sync_tree,
     write_checked,
     write_whole,
 )
+from gridvlp.store.locks import WriterLock, short_lock
 from gridvlp.store.regions import region_rows
 from gridvlp.store.shards import grow, shard_bytes, shard_rows, store_arrays
+
+
+class StoreExists(StoreError):
+    """Where a store is to begin, something is already."""
 
 
 class StoreWriter:
     """Adds maps to a store; made by ``create`` or ``open``, used in a ``with`` block.
 
+    Several processes or machines fill one store at the same time when each opens a part of its own:
+    part k of n writes whole shards whose numbers leave the remainder k.
+
     Maps wait in memory, compressed, until a shard is full (64 MiB of numbers) or the block ends; a
     shard appears whole. After a kill, ``open`` goes on behind the last whole shard.
     """
 
-    def __init__(self, path: Path, lock: Any) -> None:
+    def __init__(self, path: Path, lock: WriterLock, part: tuple[int, int]) -> None:
         self.path, self._lock = path, lock
         about = read_attributes(path)
         self.channels: int = about["channels"]
@@ -61,7 +71,8 @@ class StoreWriter:
         self._columns: dict[str, list[Any]] = {n: [] for n in ("key", "start", "height", "width")}
         self._facts: list[dict[str, Any]] = []
         self._used = 0
-        self._shard = len(index_files(path))
+        self._free = _free_shards(path, *part)
+        self._shard = next(self._free)
         self._known = {canonical_key(key) for key in read_index(path).keys}
 
     @classmethod
@@ -74,6 +85,8 @@ class StoreWriter:
         dtype: str = "float16",
         encoder: dict[str, Any] | None = None,
         kind: str = "grids",
+        part: tuple[int, int] | None = None,
+        exist_ok: bool = False,
     ) -> StoreWriter:
         """Begin a store.
 
@@ -85,65 +98,57 @@ class StoreWriter:
             dtype: float16 or float32.
             encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
             kind: "grids", or "regions" for features with boxes.
+            part: as for ``open``.
+            exist_ok: go on with the store that is there, if it has the same kind, dtype and
+                channels; its encoder is for the caller to compare. Of several processes that come
+                at once, one begins the store.
 
         Raises:
-            StoreError: the path exists, or an argument is out of range.
+            StoreError: the path exists, or holds another store; an argument is out of range;
+                another process writes to it (see ``open``).
         """
         path = Path(path)
-        if path.exists():
-            raise StoreError(f"{path} exists already: open it to add to it, or name another.")
-        if channels <= 0 or max_grids <= 0:
-            raise StoreError("A store needs channels and max_grids above 0.")
-        if dtype not in DTYPES:
-            raise StoreError(f"A store holds {' or '.join(DTYPES)}, not {dtype}.")
-        if kind not in KINDS:
-            raise StoreError(f"A store holds {' or '.join(KINDS)}, not {kind}.")
-        row_bytes = channels * np.dtype(dtype).itemsize
-        most = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
-        rows = rows_taken(max(most, max_grids))
-        begun = path.with_name(f".{path.name}.{os.getpid()}.new")
-        shutil.rmtree(begun, ignore_errors=True)
-        group: Any = zarr.open_group(begun, mode="w", zarr_format=3)
-        about: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "kind": kind,
-            "dtype": dtype,
-            "channels": channels,
-            "max_grids": max_grids,
-            "chunk_grids": CHUNK_GRIDS,
-            "order_seed": ORDER_SEED,
-            "encoder": encoder or {},
-        }
-        group.attrs["gridvlp"] = about
-        for array in store_arrays(about).values():
-            array.create(group, rows, CHUNK_GRIDS)
-        (begun / "index").mkdir()
-        (begun / "facts").mkdir()
-        os.rename(begun, path)
-        return cls.open(path)
+        try:
+            _begin(path, channels, max_grids, dtype, encoder or {}, kind)
+        except StoreExists:
+            if not exist_ok:
+                raise
+        writer = cls.open(path, part=part)
+        for name, asked in (("kind", kind), ("dtype", dtype), ("channels", channels)):
+            found = getattr(writer, name)
+            if found != asked:
+                writer.close()
+                raise StoreError(
+                    f"{path} was made with {name} {found}, not {asked}: name another store, or go "
+                    "on with what it was made with."
+                )
+        return writer
 
     @classmethod
-    def open(cls, path: str | Path) -> StoreWriter:
-        """Go on with a store.
+    def open(cls, path: str | Path, *, part: tuple[int, int] | None = None) -> StoreWriter:
+        """Go on with a store, alone or as one of several writers.
+
+        Args:
+            path: the store.
+            part: (k, n): write part k of 0 .. n - 1 while others may write theirs. Each key belongs
+                into one part only: a part knows the maps that were there when it was opened, and
+                its own.
 
         Raises:
-            StoreError: there is none, it is of another version, or another process writes to it.
+            StoreError: there is none, it is of another version, or another process writes to it:
+                any for a sole writer, the same part, or a part of another n.
         """
         path = Path(path)
-        read_attributes(path)  # before the lock file would be made in a folder that is no store
-        lock = (path / ".writer.lock").open("a+")
+        number, parts = part or (0, 1)
+        if not 0 <= number < parts:
+            raise StoreError(f"There is no part {number} of {parts}: give 0 to {parts - 1}.")
+        read_attributes(path)  # before a lock file would be made in a folder that is no store
+        lock = WriterLock(path, part)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise StoreError(
-                f"{path} is being written by another process ({lock.read().strip()}): wait for it, "
-                "or stop it."
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        return cls(path, lock)
+            return cls(path, lock, (number, parts))
+        except BaseException:
+            lock.release()
+            raise
 
     def __contains__(self, key: str) -> bool:
         return canonical_key(key) in self._known
@@ -238,7 +243,8 @@ class StoreWriter:
         if not self._facts:
             return
         try:
-            grow(self.path, self._arrays, (self._shard + 1) * self._shard_rows)
+            with short_lock(self.path):
+                grow(self.path, self._arrays, (self._shard + 1) * self._shard_rows)
             for name, array in self._arrays.items():
                 file = array.file(self.path, self._shard)
                 make_folders(file.parent)
@@ -255,12 +261,11 @@ class StoreWriter:
             column.clear()
         self._chunks = {name: {} for name in self._arrays}
         self._facts, self._used = [], 0
-        self._shard += 1
+        self._shard = next(self._free)
 
     def close(self) -> None:
         """Let others write; what was not flushed is dropped."""
-        with contextlib.suppress(OSError):
-            self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -276,3 +281,53 @@ class StoreWriter:
                 self.flush()
         finally:
             self.close()
+
+
+def _begin(
+    path: Path, channels: int, max_grids: int, dtype: str, encoder: dict[str, Any], kind: str
+) -> None:
+    """Make an empty store, whole or not at all."""
+    if channels <= 0 or max_grids <= 0:
+        raise StoreError("A store needs channels and max_grids above 0.")
+    if dtype not in DTYPES:
+        raise StoreError(f"A store holds {' or '.join(DTYPES)}, not {dtype}.")
+    if kind not in KINDS:
+        raise StoreError(f"A store holds {' or '.join(KINDS)}, not {kind}.")
+    if path.exists():
+        raise StoreExists(f"{path} exists already: open it to add to it, or name another.")
+    row_bytes = channels * np.dtype(dtype).itemsize
+    most = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
+    rows = rows_taken(max(most, max_grids))
+    begun = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
+    shutil.rmtree(begun, ignore_errors=True)
+    group: Any = zarr.open_group(begun, mode="w", zarr_format=3)
+    about: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "dtype": dtype,
+        "channels": channels,
+        "max_grids": max_grids,
+        "chunk_grids": CHUNK_GRIDS,
+        "order_seed": ORDER_SEED,
+        "encoder": encoder,
+    }
+    group.attrs["gridvlp"] = about
+    for array in store_arrays(about).values():
+        array.create(group, rows, CHUNK_GRIDS)
+    (begun / "index").mkdir()
+    (begun / "facts").mkdir()
+    sync_tree(begun)
+    try:
+        os.rename(begun, path)
+    except OSError as error:
+        shutil.rmtree(begun)
+        if path.exists():  # another process was faster
+            raise StoreExists(f"{path} exists already: open it to add to it.") from error
+        raise StoreError(f"{path} cannot be made: {error.strerror}.") from error
+    sync_folder(path.parent)
+
+
+def _free_shards(path: Path, part: int, parts: int) -> Iterator[int]:
+    """The numbers of a part's shards that are not written yet."""
+    written = {int(file.stem) for file in index_files(path)}
+    return (number for number in itertools.count(part, parts) if number not in written)
