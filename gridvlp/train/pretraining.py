@@ -21,6 +21,7 @@ from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.checkpoints import encoder_identity, load_model
 from gridvlp.train.corpora import Corpus
+from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
 from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining, GridVLPModel
 from gridvlp.train.settings import PreTrainingOptions
@@ -118,41 +119,20 @@ class PreTrainingBatches:
             )
         self.corpus, self.store, self.encoder = corpus, store, encoder
         self.batch_size, self.grids, self.seed = batch_size, grids, seed
-        self.sentences_per_read = sentences_per_read
         self.micro_size, self.first, self.accumulate = (
             batch_size // parts,
             process * accumulate,
             accumulate,
         )
         self.steps_per_epoch = -(-len(corpus) // batch_size)
-        self.image_of_N = np.repeat(
-            np.arange(corpus.images, dtype=np.int32), np.diff(corpus.offsets)
-        )
-        self._order: tuple[int, np.ndarray] | None = None
-
-    def order(self, epoch: int) -> np.ndarray:
-        """All sentence numbers in the order of an epoch, int64."""
-        if self._order is not None and self._order[0] == epoch:
-            return self._order[1]
-        rng = np.random.default_rng([self.seed, 1, epoch])
-        shuffled_N = np.lexsort((rng.random(len(self.corpus)), self.image_of_N))
-        rank_N = np.arange(len(self.corpus)) - self.corpus.offsets[self.image_of_N]
-        group_N = rank_N // self.sentences_per_read
-        starts = np.flatnonzero(np.diff(group_N, prepend=-1) | np.diff(self.image_of_N, prepend=-1))
-        place = rng.permutation(len(starts))
-        group_place_N = np.repeat(place, np.diff(starts, append=len(self.corpus)))
-        order_N = shuffled_N[np.argsort(group_place_N, kind="stable")]
-        self._order = (epoch, order_N)
-        return order_N
+        self.order = EpochOrder(corpus.offsets, sentences_per_read, seed)
 
     def __call__(self, step: int) -> list[PreTrainingBatch]:
         """The micro-batches of a step for this process."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order_N = self.order(epoch)
         # The last batch of an epoch is filled up from the epoch's beginning.
-        chosen_B = order_N.take(
-            np.arange(index * self.batch_size, (index + 1) * self.batch_size), mode="wrap"
-        )
+        first = index * self.batch_size
+        chosen_B = self.order.sentences(epoch, first, first + self.batch_size)
         rng = np.random.default_rng([self.seed, 2, step])
         draws = {
             "mismatch_B": rng.random(self.batch_size),
@@ -174,14 +154,14 @@ class PreTrainingBatches:
         self, sentences_B: np.ndarray, draws: dict[str, np.ndarray], seed: list[int]
     ) -> PreTrainingBatch:
         """Build a batch from sentence numbers and uniform random draws."""
-        images_B = self.image_of_N[sentences_B]
+        images_B = self.corpus.images_of(sentences_B)
         images_I, image_index_B = np.unique(images_B, return_inverse=True)
         keys = [self.corpus.image_key(int(image)) for image in images_I]
         grids_IGC, grid_mask_IG = read_grids(self.store, keys, self.grids, [*seed, 3])
 
         # A draw that falls on the same image cannot be a mismatch: the pair stays matched.
         mismatched_B = (draws["mismatch_B"] < MISMATCHED) & (
-            self.image_of_N[draws["other_B"]] != images_B
+            self.corpus.images_of(draws["other_B"]) != images_B
         )
         spoken_B = np.where(mismatched_B, draws["other_B"], sentences_B)
         ids_BL, text_mask_BL, truncated = self.encoder.encode(
