@@ -15,6 +15,8 @@ import time
 import click
 import torch
 
+from gridvlp.train.allocator import keep_freed_memory
+from gridvlp.train.encoder import FUSED, PLAIN
 from gridvlp.train.model import GridVLPConfig, GridVLPForAnswering
 
 
@@ -34,6 +36,7 @@ def main(
 ) -> None:  # fmt: skip
     """Time both."""
     torch.manual_seed(0)
+    keep_freed_memory()
     config = GridVLPConfig(
         vocab_size=1000,
         hidden_size=hidden_size,
@@ -63,8 +66,8 @@ def main(
             optimizer.zero_grad()
         return steps * batch / (time.perf_counter() - start)
 
-    rate("eager"), rate("sdpa")
-    rates = {"eager": [], "sdpa": []}
+    rate(PLAIN), rate(FUSED)
+    rates = {PLAIN: [], FUSED: []}
     for _ in range(rounds):
         for kind, found in rates.items():
             found.append(rate(kind))

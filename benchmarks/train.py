@@ -4,23 +4,24 @@
     python benchmarks/train.py --grids 608 --batch-size 4
     python benchmarks/train.py --row gridvlp --rounds 1
 
-BERT-base sizes, the same heads (masked words, matching, 9,500 answers), batch size, AdamW (fused) and
-clipping, alternating, each in a process of its own:
+BERT-base sizes, the same heads (masked words, matching, 9,500 answers), batch size, AdamW (fused)
+and clipping, alternating, each in a process of its own:
 
-    visualbert       VisualBertModel as it comes: its own attention, float32; batches ready in memory
+    visualbert       VisualBertModel as it comes: its own attention, float32; batches in memory
     visualbert-bf16  the same under bfloat16 autocast
     gridvlp          gridvlp.train.pretraining.pretrain: corpus, store and loader included
 
-The data are generated: maps of 2048 x 19 x 32 with half of the values zero, as after a ReLU,
-sentences of 18 words and [CLS], [SEP]. Prints sentences per second, floating-point operations per
-second as a share of the machine's matrix-multiply peak (4096 cubed, measured in the same process
-between the steps), peak memory and the share of the time spent waiting for data. The operations are those that
+The data are generated: maps of 2048 x 19 x 32 with half of the values zero, as after a ReLU;
+sentences of 18 words, [CLS] and [SEP]. Prints sentences per second, floating-point operations per
+second as a share of the machine's bfloat16 matrix-multiply peak (4096 cubed, in the same process),
+peak memory, and the share of the time spent waiting for data. The operations are those that
 gridvlp's step needs (counted by torch's FlopCounterMode), for all rows: what the others compute
 beyond them does not count in their favour.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
@@ -74,16 +75,16 @@ def main(
     rates = {row: batch_size / median(runs, "seconds") for row, runs in found.items()}
     for row, runs in found.items():
         share = statistics.median(flops / run["seconds"] / run["peak"] for run in runs)
+        done = flops * rates[row] / batch_size
         line = (
-            f"{row:16} {rates[row]:6.2f} sentences/s, {flops * rates[row] / batch_size / 1e9:4.0f} of "
+            f"{row:16} {rates[row]:6.2f} sentences/s, {done / 1e9:4.0f} of "
             f"{median(runs, 'peak') / 1e9:.0f} GFLOP/s ({100 * share:.0f}% of peak), "
             f"{max(run['mb'] for run in runs):,.0f} MB"
         )
         if row == "gridvlp":
             line += f", {100 * max(run['waited'] for run in runs):.1f}% waiting for data"
-        else:
-            if "gridvlp" in rates:
-                line += f"; gridvlp is {rates['gridvlp'] / rates[row]:.2f} times as fast"
+        elif "gridvlp" in rates:
+            line += f"; gridvlp is {rates['gridvlp'] / rates[row]:.2f} times as fast"
         click.echo(line)
 
 
@@ -226,10 +227,8 @@ def gridvlp(row: str, folder: Path, grids: int, batch_size: int, steps: int) -> 
         grids=grids if grids < 608 else None,
         training=TrainingSettings(1e-4, 10, batch_size, 0.05),
     )
-    try:
+    with contextlib.suppress(Measured):
         pretrain(options, lambda line: None)
-    except Measured:
-        pass
     times, waited = np.diff(np.array(moments), axis=0).T
     return float(np.median(times)), float(waited.mean())
 
@@ -238,13 +237,13 @@ def count_flops(batch_size: int, grids: int) -> float:
     """Matrix-multiply operations of gridvlp's step, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining
+    from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining, choose_attention
 
     config = GridVLPConfig(vocab_size=PIECES, answers=[str(i) for i in range(ANSWERS)])
     length, images = WORDS + 2, -(-batch_size // 8)
     with torch.device("meta"):
         model = GridVLPForPreTraining(config).train()
-        model.set_attn_implementation("eager")
+        choose_attention(model, torch.device("cpu"))
         inputs = {
             "input_ids_BL": torch.zeros(batch_size, length, dtype=torch.long),
             "text_mask_BL": torch.ones(batch_size, length, dtype=torch.bool),

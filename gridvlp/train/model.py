@@ -27,6 +27,8 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainedModel,
 )
 
+from gridvlp.train.encoder import FUSED, PLAIN, attention_mask, encode, use_own_dropout
+
 TEXT_MODALITY, IMAGE_MODALITY = 0, 1
 
 
@@ -64,6 +66,7 @@ class GridVLPModel(BertPreTrainedModel):
         self.grid_projection = nn.Linear(config.grid_channels, config.hidden_size)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
+        use_own_dropout(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -92,7 +95,7 @@ class GridVLPModel(BertPreTrainedModel):
             image_index_B: int64, the image of each sentence; None when I = B, in order.
 
         Returns:
-            hidden_BSD, the last hidden states (text first), and pooled_BD, the pooled [CLS].
+            text_BLD, the last hidden states of the words, and pooled_BD, the pooled [CLS].
         """
         embedded_BSD = self.embeddings(input_ids_BL)
         mask_BS = text_mask_BL
@@ -107,18 +110,9 @@ class GridVLPModel(BertPreTrainedModel):
                 image_IGD, grid_mask_IG = image_IGD[image_index_B], grid_mask_IG[image_index_B]
             embedded_BSD = torch.cat([embedded_BSD, image_IGD.to(embedded_BSD.dtype)], dim=1)
             mask_BS = torch.cat([text_mask_BL, grid_mask_IG], dim=1)
-        hidden_BSD = self.encoder(
-            embedded_BSD, attention_mask=self._attention_mask(mask_BS, embedded_BSD.dtype)
-        ).last_hidden_state
-        return hidden_BSD, self.pooler(hidden_BSD)
-
-    def _attention_mask(self, mask_BS: Tensor, dtype: torch.dtype) -> Tensor | None:
-        if mask_BS.device.type == "cpu" and bool(mask_BS.all()):  # on a GPU asking would stall it
-            return None
-        mask_B11S = mask_BS[:, None, None, :]
-        if self.config._attn_implementation == "sdpa":
-            return mask_B11S
-        return torch.where(mask_B11S, 0.0, torch.finfo(dtype).min).to(dtype)
+        mask = attention_mask(mask_BS, self.config._attn_implementation)
+        text_BLD = encode(self.encoder, embedded_BSD, mask, input_ids_BL.shape[1])
+        return text_BLD, self.pooler(text_BLD)
 
 
 class AnswerHead(nn.Module):
@@ -175,12 +169,8 @@ class GridVLPForPreTraining(BertPreTrainedModel):
         Returns:
             word_logits_MV, match_logits_B2, and answer_logits_BA (None without an answer head).
         """
-        hidden_BSD, pooled_BD = self.bert(**inputs)
-        input_ids_BL = inputs["input_ids_BL"]
-        assert input_ids_BL is not None
-        length = input_ids_BL.shape[1]
-        text_ND = hidden_BSD[:, :length].reshape(-1, hidden_BSD.shape[-1])
-        word_logits_MV = self.cls(text_ND[masked_positions_M])
+        text_BLD, pooled_BD = self.bert(**inputs)
+        word_logits_MV = self.cls(text_BLD.flatten(0, 1)[masked_positions_M])
         answer_logits_BA = self.answering(pooled_BD) if self.answering is not None else None
         return word_logits_MV, self.matching(pooled_BD), answer_logits_BA
 
@@ -238,4 +228,4 @@ def choose_attention(model: PreTrainedModel, device: torch.device) -> None:
     """Plain matrix products on a CPU, where they train twice as fast as PyTorch's fused attention
     at the lengths of this model (docs/benchmarks.md); the fused one elsewhere.
     """
-    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    model.set_attn_implementation(PLAIN if device.type == "cpu" else FUSED)

@@ -25,6 +25,7 @@ from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
+from gridvlp.train.allocator import keep_freed_memory
 from gridvlp.train.model import choose_attention
 from gridvlp.train.settings import TrainingSettings
 
@@ -62,6 +63,8 @@ def make_accelerator(precision: str) -> Accelerator:
         else:
             fast = bool(torch.cpu._is_avx512_bf16_supported())
         precision = "bfloat16" if fast else "float32"
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     AcceleratorState._reset_state()  # a second run in one process may choose another precision
     return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
 

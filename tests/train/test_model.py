@@ -4,6 +4,7 @@ from transformers import BertConfig, BertModel
 
 from gridvlp.errors import UserError
 from gridvlp.train.checkpoints import copy_answer_rows, load_model
+from gridvlp.train.encoder import PLAIN
 from gridvlp.train.model import (
     AnswerHead,
     GridVLPConfig,
@@ -52,11 +53,9 @@ def test_without_grids_it_is_berts_own_model(tmp_path):
     given = inputs()
     with torch.no_grad():
         theirs = bert(given["input_ids_BL"], attention_mask=given["text_mask_BL"].long())
-        hidden_BSD, pooled_BD = ours.eval()(given["input_ids_BL"], given["text_mask_BL"])
+        text_BLD, pooled_BD = ours.eval()(given["input_ids_BL"], given["text_mask_BL"])
     mask = given["text_mask_BL"]
-    torch.testing.assert_close(
-        hidden_BSD[mask], theirs.last_hidden_state[mask], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(text_BLD[mask], theirs.last_hidden_state[mask], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled_BD, theirs.pooler_output, atol=1e-5, rtol=1e-5)
 
 
@@ -75,11 +74,11 @@ def test_grids_are_a_set_and_padding_is_invisible():
     torch.testing.assert_close(pooled_BD[1:2], alone_BD, atol=1e-5, rtol=1e-5)
 
 
-def test_eager_and_sdpa_attention_agree():
+def test_plain_and_fused_attention_agree():
     model = GridVLPModel(small_config()).eval()
     with torch.no_grad():
         fast = model(**inputs())[1]
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(PLAIN)
         plain = model(**inputs())[1]
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
 
