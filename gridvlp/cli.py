@@ -328,7 +328,11 @@ def verify(store: Path, threads: int) -> None:
     for key, wrong in damaged.items():
         click.echo(f"{key}: {wrong}")
     if damaged:
-        raise UserError(f"{len(damaged):,} of {len(maps):,} maps in {store} are damaged.")
+        lost = sum(name in maps for name in damaged)
+        raise UserError(
+            f"{lost:,} of {len(maps):,} maps in {store} are damaged"
+            + (f", and {len(damaged) - lost:,} files of the index." if lost < len(damaged) else ".")
+        )
     click.echo(f"All {len(maps):,} maps in {store} are whole.")
 
 

@@ -5,6 +5,7 @@
     STORE/boxes/ classes/ scores/   arrays of the same rows, where these are regions
     STORE/index/NNNNNN.jsonl   the maps of shard N as columns: key, first row, H, W; written after
                                the shard, so that a shard without an index file does not count
+    STORE/index.bin            those files in one, searched faster (gridvlp.store.index)
     STORE/facts/NNNNNN.jsonl   what else is known of them, one object each; read when asked for
 
 A map is H x W rows in a fixed pseudo-random order, beginning at a chunk's first row and never
@@ -16,15 +17,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 
 from gridvlp.errors import UserError
+
+if TYPE_CHECKING:
+    from gridvlp.store.files import LocalFiles, RemoteFiles
 
 FORMAT_VERSION = 3
 CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
@@ -77,18 +80,21 @@ def rows_taken(grids: int) -> int:
     return -(-grids // CHUNK_GRIDS) * CHUNK_GRIDS
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
+def read_attributes(files: LocalFiles | RemoteFiles) -> dict[str, Any]:
     """The store's own attributes of its group, checked.
 
     Raises:
         StoreError: it is no store of ours, or of a version that this release does not know.
     """
-    if not (path / "zarr.json").is_file():
+    path = files.place
+    try:
+        own = json.loads(files.read("zarr.json"))["attributes"]["gridvlp"]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"There is no feature store at {path}: make it with `gridvlp extract --images ...`."
-        )
-    try:
-        own = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["gridvlp"]
+        ) from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError):
         own = None
     if not isinstance(own, dict) or "format_version" not in own:
@@ -99,39 +105,6 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Use the release that wrote it, or extract again."
         )
     return own
-
-
-@dataclass(frozen=True)
-class MapIndex:
-    """Where the maps of a store lie, as columns in the order of writing."""
-
-    keys: list[str]
-    starts: np.ndarray  # int64, first row of each map
-    heights: np.ndarray  # int64
-    widths: np.ndarray  # int64
-
-
-def read_index(path: Path) -> MapIndex:
-    """The index of a store: of its shards that count.
-
-    Raises:
-        StoreError: an index file is damaged.
-    """
-    keys: list[str] = []
-    columns: dict[str, list[list[int]]] = {name: [] for name in ("start", "height", "width")}
-    for file in index_files(path):
-        maps = read_checked(file)
-        try:
-            keys += maps["key"]
-            for name, column in columns.items():
-                column.append(maps[name])
-        except (TypeError, KeyError) as error:
-            raise StoreError(f"{file} is damaged: {error}. Extract again.") from error
-    starts, heights, widths = (
-        np.array([value for part in column for value in part], dtype=np.int64)
-        for column in columns.values()
-    )
-    return MapIndex(keys, starts, heights, widths)
 
 
 def index_files(path: Path) -> list[Path]:
@@ -188,16 +161,16 @@ def write_checked(path: Path, value: Any) -> None:
     write_whole(path, line + b"\n" + check + b"\n")
 
 
-def read_checked(path: Path) -> Any:
-    """What ``write_checked`` wrote.
+def checked_json(name: str, content: bytes) -> Any:
+    """The value in the bytes of a file that ``write_checked`` wrote.
 
     Raises:
-        StoreError: the file is not there, cannot be read, or its checksum is another.
+        StoreError: the checksum is another, or there are not two lines of JSON.
     """
     try:
-        line, check = path.read_bytes().splitlines()
+        line, check = content.splitlines()
         if json.loads(check)["crc32c"] != google_crc32c.value(line):
             raise ValueError("its checksum is another")
         return json.loads(line)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path} is damaged: {error}. Extract again.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{name} is damaged: {error}. Extract again.") from error

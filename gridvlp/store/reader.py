@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gridvlp.store.files import location, store_files
+from gridvlp.store.index import damaged_files, key_hash, read_index, shard_file
 from gridvlp.store.layout import (
     DamagedMap,
     StoreError,
     canonical_key,
+    checked_json,
     grid_order,
-    numbered,
     read_attributes,
-    read_checked,
-    read_index,
 )
 from gridvlp.store.regions import UNKNOWN_CLASS, Regions
-from gridvlp.store.shards import (
-    EMPTY,
-    chunk_places,
-    index_bytes,
-    shard_rows,
-    store_arrays,
-)
+from gridvlp.store.shards import EMPTY, array_rows, chunk_places, index_bytes, store_arrays
 
 INDEXES_KEPT = 4096
 
@@ -46,13 +39,9 @@ class FeatureStore:
         listed = [paths] if isinstance(paths, str | Path) else list(paths)
         if not listed:
             raise StoreError("Give at least one feature store.")
-        self.paths = [Path(path) for path in listed]
-        self._about = [read_attributes(path) for path in self.paths]
-        self._index = [read_index(path) for path in self.paths]
-        self._place: dict[str, tuple[int, int]] = {}  # canonical key: store, place in its index
-        for number, index in enumerate(self._index):
-            for place, key in enumerate(index.keys):
-                self._place.setdefault(canonical_key(key), (number, place))
+        self.paths = [location(path) for path in listed]
+        self._files = [store_files(path) for path in self.paths]
+        self._about = [read_attributes(files) for files in self._files]
         first = self._about[0]
         for path, about in zip(self.paths, self._about, strict=True):
             for name in ("name", "weights_sha256"):
@@ -68,23 +57,35 @@ class FeatureStore:
         self.channels: int = first["channels"]
         self.encoder: dict[str, Any] = first["encoder"]
         self._arrays = [store_arrays(about) for about in self._about]
-        self._shard_rows = [shard_rows(path) for path in self.paths]
         self.dtype = self._arrays[0]["grids"].dtype  # in which the numbers are kept
-        self._chunks: dict[Path, list[tuple[int, int]]] = {}
-        self._facts: dict[Path, list[dict[str, Any]]] = {}
+        rows = [array_rows(files) for files in self._files]
+        self._shard_rows = [of_shard for _, of_shard in rows]
+        self._index = [read_index(files, *of) for files, of in zip(self._files, rows, strict=True)]
+        self._hidden = [self._hidden_in(number) for number in range(len(self._index))]
+        self._chunks: dict[tuple[int, str], np.ndarray] = {}
+        self._facts: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_chunks": {}, "_facts": {}}  # what was read can be read again
+        # What was read is read again, of the same shards: maps written meanwhile stay unseen.
+        seen = [index.shards.copy() for index in self._index]
+        return {**vars(self), "_index": seen, "_chunks": {}, "_facts": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._index = [
+            read_index(files, *array_rows(files), only=seen)
+            for files, seen in zip(self._files, state["_index"], strict=True)
+        ]
 
     def __len__(self) -> int:
-        return len(self._place)
+        return sum(map(len, self._index)) - sum(map(len, self._hidden))
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and canonical_key(key) in self._place
+        return isinstance(key, str) and self._place(key) is not None
 
     def keys(self) -> list[str]:
         """All keys, in the order of the stores and their shards."""
-        return [self._index[number].keys[place] for number, place in self._place.values()]
+        return [key for key, _, _ in self._maps()]
 
     @property
     def fingerprint(self) -> str:
@@ -93,10 +94,26 @@ class FeatureStore:
         The order of the maps does not matter, which several writers leave to chance.
         """
         digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
-        for key in sorted(self.keys()):
-            _, height, width = self.shape(key)
-            digest.update(f"{key} {height} {width}\n".encode(errors="surrogateescape"))
+        for line in sorted(f"{key} {height} {width}\n" for key, height, width in self._maps()):
+            digest.update(line.encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+    @property
+    def shards(self) -> int:
+        """How many shards the stores have."""
+        return sum(len(index.shards) for index in self._index)
+
+    def stored_bytes(self) -> int | None:
+        """Bytes of all files of the stores; None if one of them is read over a URL."""
+        sizes = [files.size() for files in self._files]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    def damaged_index_files(self) -> dict[str, str]:
+        """What is wrong with files of the index, by name; where two hold the same, one suffices."""
+        damaged: dict[str, str] = {}
+        for files, index in zip(self._files, self._index, strict=True):
+            damaged |= damaged_files(files, index.shards)
+        return damaged
 
     def record(self, key: str) -> dict[str, Any]:
         """The facts that were kept with a map.
@@ -107,12 +124,17 @@ class FeatureStore:
         number, place = self._find(key)
         starts, rows = self._index[number].starts, self._shard_rows[number]
         shard = int(starts[place]) // rows
-        path = numbered(self.paths[number] / "facts", shard)
-        if path not in self._facts:
+        facts = self._facts.get((number, shard))
+        if facts is None:
+            name, files = shard_file("facts", shard), self._files[number]
+            try:
+                facts = checked_json(f"{files.place}/{name}", files.read(name))
+            except OSError as error:
+                raise StoreError(f"{files.place}/{name} is damaged: {error}.") from error
             if len(self._facts) >= INDEXES_KEPT:
                 self._facts.clear()
-            self._facts[path] = read_checked(path)
-        return dict(self._facts[path][place - int(np.searchsorted(starts, shard * rows))])
+            self._facts[number, shard] = facts
+        return dict(facts[place - int(np.searchsorted(starts, np.uint64(shard * rows)))])
 
     def shape(self, key: str) -> tuple[int, int, int]:
         """(C, H, W) of a map."""
@@ -187,11 +209,38 @@ class FeatureStore:
 
     def _find(self, key: str) -> tuple[int, int]:
         """Which store holds a map, and its place in that store's index."""
-        try:
-            return self._place[canonical_key(key)]
-        except KeyError:
+        found = self._place(key)
+        if found is None:
             paths = ", ".join(map(str, self.paths))
-            raise StoreError(f"There is no map of {key} in {paths}.") from None
+            raise StoreError(f"There is no map of {key} in {paths}.")
+        return found
+
+    def _place(self, key: str) -> tuple[int, int] | None:
+        canonical = canonical_key(key)
+        hash = key_hash(canonical)
+        for number, index in enumerate(self._index):
+            place = index.find(canonical, hash)
+            if place is not None:
+                return number, place
+        return None
+
+    def _hidden_in(self, number: int) -> list[int]:
+        """Places of a store's maps that an earlier store, or an earlier place, has too."""
+        index = self._index[number]
+        again = np.zeros(len(index), dtype=bool)
+        again[1:] = index.hashes[1:] == index.hashes[:-1]
+        for earlier in self._index[:number]:
+            again |= np.isin(index.hashes, earlier.hashes)
+        suspects = sorted(index.places[again].tolist())
+        return [place for place in suspects if self._find(index.key(place)) != (number, place)]
+
+    def _maps(self) -> Iterator[tuple[str, int, int]]:
+        """(key, height, width) of every map, in order."""
+        for index, hidden in zip(self._index, self._hidden, strict=True):
+            unseen = set(hidden)
+            for place, found in enumerate(index.maps()):
+                if place not in unseen:
+                    yield found
 
     def _rows(self, key: str, first: int, last: int, name: str = "grids") -> np.ndarray:
         """Stored rows of a map in one array, from the chunks that hold them and no others."""
@@ -201,7 +250,7 @@ class FeatureStore:
         shard, offset = divmod(int(self._index[number].starts[place]) + first, rows)
         chunks = range(offset // chunk_rows, -(-(offset + last - first) // chunk_rows))
         try:
-            stored = self._fetch(array.file(self.paths[number], shard), chunks, rows // chunk_rows)
+            stored = self._fetch(number, array.file(shard), chunks, rows // chunk_rows)
             skipped = offset - chunks.start * chunk_rows
             return array.decode(stored, chunk_rows)[skipped : skipped + last - first]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
@@ -210,27 +259,32 @@ class FeatureStore:
                 "Extract that photo again into a new store."
             ) from error
 
-    def _fetch(self, path: Path, chunks: Iterable[int], count: int) -> list[bytes]:
-        """The bytes of some chunks of a shard that has ``count``."""
-        with path.open("rb") as file:
-            places = self._chunk_places(path, file.fileno(), count)
-            return [_read_exactly(file.fileno(), *places[chunk]) for chunk in chunks]
+    def _fetch(self, number: int, name: str, chunks: range, count: int) -> list[memoryview]:
+        """The bytes of chunks of a shard that has ``count``, in one read where they adjoin."""
+        places = self._chunk_places(number, name, count)[chunks.start : chunks.stop].tolist()
+        runs: list[tuple[int, int]] = []
+        for offset, size in places:
+            if offset == EMPTY:
+                raise ValueError("a chunk is missing")
+            if runs and sum(runs[-1]) == offset:
+                runs[-1] = runs[-1][0], runs[-1][1] + size
+            else:
+                runs.append((offset, size))
+        parts: list[memoryview] = []
+        for (_, length), run in zip(runs, self._files[number].ranges(name, runs), strict=True):
+            view, taken = memoryview(run), 0
+            while taken < length:
+                size = places[len(parts)][1]
+                parts.append(view[taken : taken + size])
+                taken += size
+        return parts
 
-    def _chunk_places(self, path: Path, file: int, count: int) -> list[tuple[int, int]]:
-        """(offset, bytes) of each chunk of a shard."""
-        if path not in self._chunks:
-            length = index_bytes(count)
-            stored = _read_exactly(file, os.fstat(file).st_size - length, length)
+    def _chunk_places(self, number: int, name: str, count: int) -> np.ndarray:
+        """Offset and bytes of each chunk of a shard."""
+        places = self._chunks.get((number, name))
+        if places is None:
+            places = chunk_places(self._files[number].tail(name, index_bytes(count)))
             if len(self._chunks) >= INDEXES_KEPT:
                 self._chunks.clear()
-            self._chunks[path] = chunk_places(stored)
-        return self._chunks[path]
-
-
-def _read_exactly(file: int, offset: int, size: int) -> bytes:
-    if offset == EMPTY or offset < 0:
-        raise ValueError("a chunk is missing")
-    found = os.pread(file, size, offset)
-    if len(found) != size:
-        raise ValueError("its shard is cut short")
-    return found
+            self._chunks[number, name] = places
+        return places

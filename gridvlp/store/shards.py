@@ -19,6 +19,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
 
+from gridvlp.store.files import LocalFiles, RemoteFiles
 from gridvlp.store.layout import StoreError, write_whole
 
 EMPTY = 2**64 - 1  # where a shard has no chunk
@@ -35,9 +36,9 @@ class Array:
     row_shape: tuple[int, ...]
     fill: float  # where nothing was written
 
-    def file(self, store: Path, shard: int) -> Path:
-        """The file of a shard."""
-        return store.joinpath(self.name, "c", str(shard), *("0" for _ in self.row_shape))
+    def file(self, shard: int) -> str:
+        """The file of a shard, by its name in the store."""
+        return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
 
     def encode(self, rows: np.ndarray, chunk_rows: int) -> list[bytes]:
         """The chunks that hold some rows, the last one filled up with zeros."""
@@ -46,7 +47,7 @@ class Array:
         filled.reshape(-1, *self.row_shape)[: len(rows)] = rows
         return [bytes(ZSTD.encode(chunk)) for chunk in filled]
 
-    def decode(self, chunks: Sequence[bytes], chunk_rows: int) -> np.ndarray:
+    def decode(self, chunks: Sequence[bytes | memoryview], chunk_rows: int) -> np.ndarray:
         """The rows of some chunks.
 
         Raises:
@@ -101,42 +102,44 @@ def index_bytes(count: int) -> int:
     return 16 * count + 4
 
 
-def chunk_places(stored: bytes) -> list[tuple[int, int]]:
-    """(offset, bytes) of each chunk, from the end of a shard file.
+def chunk_places(stored: bytes) -> np.ndarray:
+    """Offset and bytes of each chunk, uint64 (chunks, 2), from the end of a shard file.
 
     Raises:
         ValueError: the checksum is another.
     """
     if google_crc32c.value(stored[:-4]) != int.from_bytes(stored[-4:], "little"):
         raise ValueError("the index of its shard has changed")
-    places = np.frombuffer(stored[:-4], dtype="<u8").reshape(-1, 2)
-    return [(int(offset), int(size)) for offset, size in places]
+    return np.frombuffer(stored[:-4], dtype="<u8").reshape(-1, 2)
 
 
-def shard_rows(store: Path) -> int:
-    """Rows of a shard, which all arrays of a store share.
+def array_rows(files: LocalFiles | RemoteFiles) -> tuple[int, int]:
+    """Rows of a store's arrays, and of each shard; all arrays share them.
 
     Raises:
         StoreError: the array's metadata cannot be read.
     """
-    return int(_metadata(store / "grids")["chunk_grid"]["configuration"]["chunk_shape"][0])
+    about = _metadata(files, "grids")
+    return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
 def grow(store: Path, arrays: Iterable[str], rows: int) -> None:
     """Give the arrays at least this many rows."""
     for name in arrays:
-        about = _metadata(store / name)
+        about = _metadata(LocalFiles(store), name)
         if about["shape"][0] < rows:
             about["shape"][0] = rows
             write_whole(store / name / "zarr.json", json.dumps(about, indent=2).encode())
 
 
-def _metadata(array: Path) -> dict[str, Any]:
+def _metadata(files: LocalFiles | RemoteFiles, array: str) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((array / "zarr.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads(files.read(f"{array}/zarr.json"))
         rows = about["chunk_grid"]["configuration"]["chunk_shape"][0], about["shape"][0]
         if not all(isinstance(number, int) for number in rows):
             raise ValueError("no shape")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise StoreError(f"{array} is no Zarr v3 array: {error}. Extract again.") from error
+        raise StoreError(
+            f"{files.place}/{array} is no Zarr v3 array: {error}. Extract again."
+        ) from error
     return about

@@ -23,7 +23,7 @@ class StoreSummary:
     channels: int
     dtype: str
     shards: int
-    stored_bytes: int  # files of the stores, whole
+    stored_bytes: int | None  # files of the stores, whole; None over a URL
     raw_bytes: int  # the same numbers without compression
     sizes: list[tuple[int, int, int]]  # (H, W, maps), the most frequent first
     sampled: int  # maps behind the figures below
@@ -35,18 +35,19 @@ class StoreSummary:
 
     def lines(self) -> list[str]:
         """The summary as a table of text."""
-        share = self.stored_bytes / max(self.raw_bytes, 1)
-        per_map = self.stored_bytes / max(self.maps, 1)
+        on_disk = "not known over a URL"
+        if self.stored_bytes is not None:
+            on_disk = (
+                f"{self.stored_bytes / 1e6:,.1f} MB, "
+                f"{self.stored_bytes / max(self.maps, 1) / 1e3:,.1f} kB a map, "
+                f"{100 * self.stored_bytes / max(self.raw_bytes, 1):.1f}% of raw {self.dtype}"
+            )
         rows: list[tuple[str, object]] = [
             *((f"encoder {name}", value) for name, value in self.encoder.items()),
             ("maps", f"{self.maps:,}"),
             ("grids", f"{self.grids:,} of {self.channels:,} channels, {self.dtype}"),
             ("shards", f"{self.shards:,}"),
-            (
-                "on disk",
-                f"{self.stored_bytes / 1e6:,.1f} MB, {per_map / 1e3:,.1f} kB a map, "
-                f"{100 * share:.1f}% of raw {self.dtype}",
-            ),
+            ("on disk", on_disk),
             (f"of {self.sampled:,} maps", ""),
             ("  zeros", f"{100 * self.sparsity:.1f}%"),
             ("  mean, maximum", f"{self.mean:.4g}, {self.maximum:.4g}"),
@@ -83,14 +84,13 @@ def summarize(store: FeatureStore, seed: int = 0) -> StoreSummary:
         values += grids_GC.size
         maximum = max(maximum, float(grids_GC.max()))
         alive_C |= (grids_GC != 0).any(0)
-    files = [file for path in store.paths for file in path.rglob("*") if file.is_file()]
     return StoreSummary(
         maps=len(keys),
         grids=grids,
         channels=store.channels,
         dtype=store.dtype.name,
-        shards=sum(file.parent.parent.name == "c" for file in files),
-        stored_bytes=sum(file.stat().st_size for file in files),
+        shards=store.shards,
+        stored_bytes=store.stored_bytes(),
         raw_bytes=grids * store.channels * store.dtype.itemsize,
         sizes=[(*size, maps) for size, maps in sizes.most_common()],
         sampled=len(drawn),

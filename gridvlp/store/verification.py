@@ -16,7 +16,7 @@ def verify(
     threads: int = 2,
     advance: Callable[[int], object] = lambda maps: None,
 ) -> dict[str, str]:
-    """Read and check every map: its chunks, which carry checksums, and its facts.
+    """Read and check every map, its chunks and its facts, and the files of the index.
 
     Args:
         store: what to check.
@@ -24,9 +24,10 @@ def verify(
         advance: told how many maps more are done.
 
     Returns:
-        The damaged maps: what is wrong with each, by key. Empty when all are whole.
+        What is wrong with each damaged map, by key, and with each damaged file of the index, by
+        its name. Empty when all are whole.
     """
-    damaged: dict[str, str] = {}
+    damaged = store.damaged_index_files()
     keys = store.keys()
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(keys), MAPS_AT_ONCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import zarr
 
+from gridvlp.store.files import LocalFiles
+from gridvlp.store.index import drop_stale_packed, pack_index, read_index
 from gridvlp.store.layout import (
     CHUNK_GRIDS,
     DTYPES,
@@ -31,7 +34,6 @@ from gridvlp.store.layout import (
     make_folders,
     numbered,
     read_attributes,
-    read_index,
     rows_taken,
     sync_folder,
     sync_tree,
@@ -40,7 +42,7 @@ from gridvlp.store.layout import (
 )
 from gridvlp.store.locks import WriterLock, short_lock
 from gridvlp.store.regions import region_rows
-from gridvlp.store.shards import grow, shard_bytes, shard_rows, store_arrays
+from gridvlp.store.shards import array_rows, grow, shard_bytes, store_arrays
 
 
 class StoreExists(StoreError):
@@ -59,21 +61,24 @@ class StoreWriter:
 
     def __init__(self, path: Path, lock: WriterLock, part: tuple[int, int]) -> None:
         self.path, self._lock = path, lock
-        about = read_attributes(path)
+        files = LocalFiles(path)
+        about = read_attributes(files)
         self.channels: int = about["channels"]
         self.max_grids: int = about["max_grids"]
         self.kind: str = about["kind"]
         self.dtype: str = about["dtype"]
         self.encoder: dict[str, Any] = about["encoder"]
         self._arrays = store_arrays(about)
-        self._shard_rows = shard_rows(path)
+        rows, self._shard_rows = array_rows(files)
         self._chunks: dict[str, dict[int, bytes]] = {name: {} for name in self._arrays}
         self._columns: dict[str, list[Any]] = {n: [] for n in ("key", "start", "height", "width")}
         self._facts: list[dict[str, Any]] = []
         self._used = 0
+        drop_stale_packed(path)
         self._free = _free_shards(path, *part)
         self._shard = next(self._free)
-        self._known = {canonical_key(key) for key in read_index(path).keys}
+        index = read_index(files, rows, self._shard_rows)
+        self._known = {canonical_key(key) for key, _, _ in index.maps()}
 
     @classmethod
     def create(
@@ -142,7 +147,7 @@ class StoreWriter:
         number, parts = part or (0, 1)
         if not 0 <= number < parts:
             raise StoreError(f"There is no part {number} of {parts}: give 0 to {parts - 1}.")
-        read_attributes(path)  # before a lock file would be made in a folder that is no store
+        read_attributes(LocalFiles(path))  # before a lock is made in a folder that is no store
         lock = WriterLock(path, part)
         try:
             return cls(path, lock, (number, parts))
@@ -246,7 +251,7 @@ class StoreWriter:
             with short_lock(self.path):
                 grow(self.path, self._arrays, (self._shard + 1) * self._shard_rows)
             for name, array in self._arrays.items():
-                file = array.file(self.path, self._shard)
+                file = self.path / array.file(self._shard)
                 make_folders(file.parent)
                 count = self._shard_rows // CHUNK_GRIDS
                 write_whole(file, shard_bytes(self._chunks[name], count))
@@ -265,6 +270,8 @@ class StoreWriter:
 
     def close(self) -> None:
         """Let others write; what was not flushed is dropped."""
+        with contextlib.suppress(OSError, StoreError):  # the shards' own index files are there
+            pack_index(self.path, self._shard_rows)
         self._lock.release()
 
     def __enter__(self) -> StoreWriter:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gridvlp.store import DamagedMap, FeatureStore, StoreError, StoreWriter
+from gridvlp.store.verification import verify
 
 C = 64
 
@@ -282,6 +283,10 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     write(tmp_path / "s", range(3))
     index = tmp_path / "s" / "index" / "000000.jsonl"
     index.write_text(index.read_text()[:-10])
+    assert_holds(FeatureStore(tmp_path / "s"), range(3))  # the packed index has the same columns
+    (wrong,) = verify(FeatureStore(tmp_path / "s")).values()
+    assert "000000.jsonl is damaged" in wrong
+    (tmp_path / "s" / "index.bin").unlink()
     with pytest.raises(StoreError, match=r"000000\.json"):
         FeatureStore(tmp_path / "s")
     with pytest.raises(StoreError, match=r"000000\.json"):

@@ -1,5 +1,7 @@
 """Readers written from docs/store-format.md alone, without gridvlp, find the same maps."""
 
+import bisect
+import hashlib
 import json
 import re
 import struct
@@ -119,6 +121,47 @@ def make(path: Path, dtype: str) -> dict[str, np.ndarray]:
             if key == "wide":
                 writer.flush()
     return maps
+
+
+def packed_by_the_book(store: Path, key: str) -> tuple[int, int, int]:
+    """start, H and W of a map, by binary search in index.bin."""
+    content = (store / "index.bin").read_bytes()
+    assert content[:8] == b"gvlpidx1"
+    assert google_crc32c.value(content[:-4]) == struct.unpack("<I", content[-4:])[0]
+    maps, shards, _ = struct.unpack_from("<3Q", content, 8)
+    hashes, starts, ends = (32 + 8 * maps * n for n in range(3))
+    places = ends + 8 * maps + 8 * shards
+    keys = places + 12 * maps
+    letters = key.encode("utf-8", "surrogatepass")
+    match = re.fullmatch(r"COCO_(train|val|test)\d{4}_(\d{12})", key)
+    canonical = match[2].encode() if match else letters
+    wanted = int.from_bytes(hashlib.sha256(canonical).digest()[:8], "little")
+    at = bisect.bisect_left(
+        range(maps), wanted, key=lambda i: struct.unpack_from("<Q", content, hashes + 8 * i)[0]
+    )
+    assert struct.unpack_from("<Q", content, hashes + 8 * at)[0] == wanted
+    (place,) = struct.unpack_from("<I", content, places + 4 * at)
+    (end,) = struct.unpack_from("<Q", content, ends + 8 * place)
+    begin = struct.unpack_from("<Q", content, ends + 8 * (place - 1))[0] if place else 0
+    assert content[keys + begin : keys + end] == letters
+    (start,) = struct.unpack_from("<Q", content, starts + 8 * place)
+    (height,) = struct.unpack_from("<I", content, places + 4 * (maps + place))
+    (width,) = struct.unpack_from("<I", content, places + 4 * (2 * maps + place))
+    return start, height, width
+
+
+def test_the_packed_index_is_as_the_page_says(tmp_path: Path) -> None:
+    make(tmp_path / "s", "float16")
+    rows = {}
+    for file in (tmp_path / "s" / "index").iterdir():
+        maps = json.loads(file.read_text().splitlines()[0])
+        for key, *place in zip(
+            *(maps[n] for n in ("key", "start", "height", "width")), strict=True
+        ):
+            rows[key] = tuple(place)
+    assert set(rows) == set(SIZES)
+    for key, place in rows.items():
+        assert packed_by_the_book(tmp_path / "s", key) == place
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

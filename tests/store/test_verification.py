@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gridvlp.store import DamagedMap, FeatureStore, StoreError
+from gridvlp.store import DamagedMap, FeatureStore
 from gridvlp.store.verification import verify
 from tests.store.test_faults import grid_map, shards, write
 
@@ -59,8 +59,8 @@ def test_a_changed_byte_of_the_index_or_the_facts_is_noticed(whole, folder, data
     file.write_bytes(changed)
     try:
         if folder == "index":
-            with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
-                FeatureStore(whole)
+            (wrong,) = verify(FeatureStore(whole)).values()
+            assert "000000.jsonl is damaged" in wrong
         else:
             assert len(verify(FeatureStore(whole))) == len(MAPS)
     finally:

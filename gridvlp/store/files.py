@@ -1,0 +1,223 @@
+"""Where a store's bytes come from: a local folder, or a URL through fsspec."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from gridvlp.store.layout import StoreError
+
+TRIES = 4  # of a request that fails; with pauses of 0.2, 0.8 and 3.2 seconds
+REQUESTS_AT_ONCE = 16
+BLOCK = 1 << 20
+Range = tuple[int, int]  # offset, bytes
+
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+
+def location(given: str | Path) -> str | Path:
+    """A local path as a Path, a URL as text (a Path would fold the slashes of s3://)."""
+    text = str(given)
+    return text.rstrip("/") if "://" in text else Path(given)
+
+
+def store_files(place: str | Path) -> LocalFiles | RemoteFiles:
+    """The files of a store.
+
+    Raises:
+        StoreError: a URL of a kind that cannot be read.
+    """
+    return LocalFiles(place) if isinstance(place, Path) else RemoteFiles(place)
+
+
+class LocalFiles:
+    """The files of a folder, by their names with slashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = folder
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        return (self.place / name).read_bytes()
+
+    def ranges(self, name: str, wanted: Iterable[Range]) -> list[bytes]:
+        """Some byte ranges of a file.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            ValueError: it ends before.
+        """
+        file = os.open(self.place / name, os.O_RDONLY)
+        try:
+            return [_whole(os.pread(file, size, offset), size) for offset, size in wanted]
+        finally:
+            os.close(file)
+
+    def tail(self, name: str, size: int) -> bytes:
+        """The last bytes of a file; errors as for ``ranges``."""
+        file = os.open(self.place / name, os.O_RDONLY)
+        try:
+            offset = max(os.fstat(file).st_size - size, 0)
+            return _whole(os.pread(file, size, offset), size)
+        finally:
+            os.close(file)
+
+    def checked(self, name: str) -> memoryview:
+        """A file, mapped, without its last four bytes: the CRC-32C of those before.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            ValueError: its checksum is another.
+        """
+        with (self.place / name).open("rb") as file:
+            left, check = os.fstat(file.fileno()).st_size - 4, 0
+            if left <= 0:
+                raise ValueError("it is cut short")
+            while left and (block := file.read(min(BLOCK, left))):
+                check, left = google_crc32c.extend(check, block), left - len(block)
+            if check != int.from_bytes(file.read(4), "little"):
+                raise ValueError("its checksum is another")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[:-4]
+
+    def names(self, folder: str) -> list[str] | None:
+        """The names in a folder."""
+        return [entry.name for entry in os.scandir(self.place / folder)]
+
+    def size(self) -> int | None:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.place.rglob("*") if file.is_file())
+
+
+class RemoteFiles:
+    """The files below a URL, read by range requests; safe to fork, to pickle and among threads.
+
+    A request that fails is tried again. Raises as ``LocalFiles``, and where the server or the
+    right to read is missing a StoreError, which is no damage.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place = url
+        self._opened: tuple[int, Any] = (0, None)  # process, file system
+        self._files()  # a kind that cannot be read is said at once
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": (0, None)}
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        return self._get(name, 0, None)
+
+    def read_some(self, names: Sequence[str]) -> list[bytes | None]:
+        """Whole files, several at once; None for one that is not there."""
+
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read(name)
+            except FileNotFoundError:
+                return None
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(read, names))
+
+    def ranges(self, name: str, wanted: Iterable[Range]) -> list[bytes]:
+        """Some byte ranges of a file."""
+        return [self._get(name, offset, offset + size) for offset, size in wanted]
+
+    def tail(self, name: str, size: int) -> bytes:
+        """The last bytes of a file."""
+        return self._get(name, -size, None)
+
+    def checked(self, name: str) -> memoryview:
+        """A file without its last four bytes: the CRC-32C of those before."""
+        found = self.read(name)
+        if google_crc32c.value(found[:-4]) != int.from_bytes(found[-4:], "little"):
+            raise ValueError("its checksum is another")
+        return memoryview(found)[:-4]
+
+    def names(self, folder: str) -> list[str] | None:
+        """None: not every server lists its files."""
+        return None
+
+    def size(self) -> int | None:
+        """None, as for ``names``."""
+        return None
+
+    def _get(self, name: str, start: int, end: int | None) -> bytes:
+        url = f"{self.place}/{name}"
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(0.2 * 4 ** (attempt - 1))
+            try:
+                found: bytes = self._files().cat_file(url, start=start, end=end)
+            except (FileNotFoundError, StoreError):
+                raise
+            except Exception as error:  # each file system has errors of its own
+                if _refused(error):
+                    raise StoreError(
+                        f"{url} may not be read ({_said(error)}): give credentials as for the "
+                        "provider's own tools (docs/data.md, 'Stores over a URL')."
+                    ) from error
+                failed = error
+                continue
+            size = len(found) if start == 0 and end is None else (end or 0) - start
+            if len(found) > size:
+                raise StoreError(f"The server of {url} does not answer range requests.")
+            return _whole(found, size)
+        raise StoreError(
+            f"{url} cannot be read ({_said(failed)}), tried {TRIES} times: see to the network or "
+            "the server, and run the same command again."
+        ) from failed
+
+    def _files(self) -> Any:
+        if self._opened[0] != os.getpid():  # its thread is not there in a forked child
+            kind = self.place.split("://")[0]
+            if kind not in EXTRAS:
+                kinds = ", ".join(f"{known}://" for known in EXTRAS)
+                raise StoreError(f"{self.place} cannot be read: a store's URL begins with {kinds}.")
+            try:
+                import fsspec
+
+                options: dict[str, Any] = {}
+                if kind in ("http", "https"):
+                    import aiohttp
+
+                    silence = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+                    headers = {"Accept-Encoding": "identity"}  # ranges are of the file's own bytes
+                    options = {"client_kwargs": {"timeout": silence, "headers": headers}}
+                files = fsspec.filesystem(kind, **options)
+            except ImportError as error:
+                raise StoreError(
+                    f"{self.place} needs fsspec and {EXTRAS[kind]}: pip install 'gridvlp[remote]'."
+                ) from error
+            if kind == "s3":
+                files.retries = 1  # those here are enough
+            self._opened = (os.getpid(), files)
+        return self._opened[1]
+
+
+def _whole(found: bytes, size: int) -> bytes:
+    if len(found) != size:
+        raise ValueError("its file is cut short")
+    return found
+
+
+def _refused(error: Exception) -> bool:
+    status = getattr(error, "status", getattr(error, "code", None))
+    names = {kind.__name__ for kind in type(error).__mro__}
+    lacking = {"PermissionError", "NoCredentialsError", "PartialCredentialsError"}
+    return status in (401, 403) or bool(names & lacking)
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
