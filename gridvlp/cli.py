@@ -28,6 +28,7 @@ from gridvlp.extract.settings import (
     ExtractOptions,
     TrainExtractorOptions,
 )
+from gridvlp.progress import FIRST_PROCESS
 from gridvlp.train.settings import (
     FINE_TUNING,
     SOURCES,
@@ -98,7 +99,7 @@ class Command(click.Command):
                         f"{path}: {self.name} has no option {key!r}.{_near(str(key), options)}"
                     )
                 values[str(options[key])] = value
-        click.echo(f"Defaults from {path}.", err=True)
+        _note(f"Defaults from {path}.")
         return values
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -110,7 +111,7 @@ class Command(click.Command):
                 default = getattr(parameter, "show_default", None)
                 shown = f"({default})" if value in (None, ()) and default else _shown(value)
                 chosen.append(f"{_option(name)}={shown}")
-        click.echo(f"{self.name}: {' '.join(chosen)}", err=True)
+        _note(f"{self.name}: {' '.join(chosen)}")
         return super().invoke(ctx)
 
 
@@ -143,10 +144,13 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors that a person can mend are one sentence and exit code 2."""
+    if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         cli.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
+        click.echo(f"Error{whose}: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -427,6 +431,24 @@ def training_options(per_task: bool) -> Callable[[Callable[..., Any]], Callable[
             default=settings.accumulate,
             help="Micro-batches per step: less memory, the same result.",
         ),
+        click.option(
+            "--gradient-checkpointing",
+            is_flag=True,
+            help="Compute activations twice: less memory, more time, the same result.",
+        ),
+        click.option(
+            "--clip", default=settings.clip, help="Largest norm of the gradient; 0 for any."
+        ),
+        click.option(
+            "--ema",
+            default=settings.ema,
+            help="Decay (0.9999) of an average of the weights that becomes the model; 0: none.",
+        ),
+        click.option(
+            "--layer-lr-decay",
+            default=settings.layer_lr_decay,
+            help="Learning rate of each layer over that of the layer above it.",
+        ),
         click.option("--seed", default=settings.seed, help="Decides every random choice."),
         click.option(
             "--precision",
@@ -454,6 +476,10 @@ TRAINING = (
     "learning_rate",
     "warmup",
     "accumulate",
+    "gradient_checkpointing",
+    "clip",
+    "ema",
+    "layer_lr_decay",
     "seed",
     "precision",
     "threads",
@@ -564,6 +590,18 @@ def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values:
     help="Split by which the best epoch is kept.",
 )
 @click.option(
+    "--head",
+    type=click.Choice(["pair", "triplet", "pair-attention"]),
+    show_default="nlvr2 pair",
+    help="How nlvr2 sees two photos: apart, in one sequence, or apart with attention between.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["bce", "ce"]),
+    show_default="gqa bce",
+    help="Of gqa: binary cross-entropy or cross-entropy.",
+)
+@click.option(
     "--head-lr-multiplier", default=1.0, help="Learning rate of the answer head over the encoder's."
 )
 @training_options(per_task=True)
@@ -575,7 +613,7 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
     training = replace(FINE_TUNING[task], **{k: v for k, v in given.items() if v is not None})
     own_values = [f"{_option(k)}={getattr(training, k)}" for k in names if given[k] is None]
     if own_values:
-        click.echo(f"Of the task: {' '.join(own_values)}", err=True)
+        _note(f"Of the task: {' '.join(own_values)}")
     values["train_splits"] = tuple(values["train_splits"]) or None
     options = FineTuningOptions(task, tuple(features), training, **values)
     _need_stores(features)
@@ -734,10 +772,15 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 def _report(run: Path) -> None:
     """Leave a report in a run's folder; under torchrun the first process does."""
-    if os.environ.get("RANK", "0") == "0":
+    if FIRST_PROCESS:
         from gridvlp.report import write_report
 
         click.echo(f"Report: {write_report([run], say=click.echo)}")
+
+
+def _note(line: str) -> None:
+    if FIRST_PROCESS:
+        click.echo(line, err=True)
 
 
 def _check_task(task: str) -> None:
@@ -760,6 +803,8 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
     from gridvlp.store import FeatureStore
     from gridvlp.train.tasks import get_task
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several would write one store
+        return
     encoder = Path(EXTRACT.weights) / "encoder"
     if not encoder.is_dir() or not importlib.util.find_spec("detectron2"):
         return

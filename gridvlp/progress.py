@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LOG_SECONDS = 15.0
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one that speaks (torchrun sets RANK)
 
 
 class _RateAndETA(ProgressColumn):
@@ -29,10 +31,10 @@ class Tracker:
     def __init__(self, title: str, total: int, unit: str, done: int) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.note = ""
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=not FIRST_PROCESS)
         self._bar: Progress | None = None
         self._first, self._start, self._logged = done, time.monotonic(), time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and FIRST_PROCESS:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

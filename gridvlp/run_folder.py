@@ -65,14 +65,19 @@ class RunFolder:
             ) from error
         self._recover()
         record = path / "run.json"
+        self.record: dict[str, Any] = {
+            "options": options,
+            "facts": json.loads(json.dumps(facts, default=str)),
+            "environment": environment(),
+        }
         if record.exists():
             try:
-                self._check_options(json.loads(record.read_text()), options)
+                self._check(json.loads(record.read_text()), self.record)
             except UserError:
                 self._lock.close()
                 raise
         else:
-            write_json(record, {"options": options, "facts": facts, "environment": environment()})
+            write_json(record, self.record)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -83,8 +88,8 @@ class RunFolder:
         if self.writer:
             self._lock.close()
 
-    def _check_options(self, record: dict[str, Any], options: dict[str, Any]) -> None:
-        before = record["options"]
+    def _check(self, began: dict[str, Any], now: dict[str, Any]) -> None:
+        before, options = began["options"], now["options"]
         changed = sorted(
             name for name in before.keys() | options.keys() if before.get(name) != options.get(name)
         )
@@ -95,6 +100,17 @@ class RunFolder:
             raise UserError(
                 f"{self.path} was begun with other options ({told}). "
                 "Give those again to go on, or another --run folder to begin anew."
+            )
+        facts = now["facts"]
+        # A store may have grown by photos that this run does not read.
+        other = sorted(
+            name for name in facts if name != "store" and facts[name] != began["facts"].get(name)
+        )
+        if other and self.finished is None:
+            raise UserError(
+                f"The data have changed since {self.path} was begun ({', '.join(other)}): what it "
+                "goes on with would not be what it began with. Bring the data back, or give "
+                "another --run folder to begin anew."
             )
 
     @property

@@ -91,7 +91,8 @@ def grid_map(colour: int, rng: np.random.Generator) -> np.ndarray:
     return map_CHW
 
 
-def write_store(path: Path) -> None:
+def write_store(path: Path, kind: str = "grids") -> None:
+    """The maps of all photos; of kind "regions", each grid is a region with a box somewhere."""
     rng = np.random.default_rng(0)
     with StoreWriter.create(
         path,
@@ -99,10 +100,21 @@ def write_store(path: Path) -> None:
         max_grids=16,
         dtype="float16",
         encoder={"name": "squares", "weights_sha256": "0" * 64},
+        kind=kind,
     ) as writer:
+
+        def add(key: str, colour: int) -> None:
+            map_CHW = grid_map(colour, rng)
+            if kind == "grids":
+                writer.add(key, map_CHW)
+                return
+            map_C1N = map_CHW.reshape(CHANNELS, 1, -1)
+            corners = np.sort(rng.random((map_C1N.shape[2], 2, 2)), axis=1)  # (x1, y1), (x2, y2)
+            writer.add(key, map_C1N, corners.reshape(-1, 4).astype(np.float32))
+
         for image in range(1, 49):
-            writer.add(f"{image:012}", grid_map(image % 2, rng))
+            add(f"{image:012}", image % 2)
         for split, pairs in (("train", range(16)), ("dev", range(16, 24))):
             for i in pairs:
-                writer.add(f"{split}-{i}-0-img0", grid_map(i % 2, rng))
-                writer.add(f"{split}-{i}-0-img1", grid_map((i // 2) % 2, rng))
+                add(f"{split}-{i}-0-img0", i % 2)
+                add(f"{split}-{i}-0-img1", (i // 2) % 2)

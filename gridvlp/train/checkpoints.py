@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import normalize_answer
-from gridvlp.train.model import AnswerHead, GridVLPConfig
+from gridvlp.train.model import (
+    AnswerHead,
+    GridVLPConfig,
+    GridVLPForAnswering,
+    GridVLPForPreTraining,
+    GridVLPModel,
+    TaskModel,
+)
+from gridvlp.train.tokenization import MAX_TOKENS
+
+POSITIONS, MODALITIES = "position_embeddings.weight", "token_type_embeddings.weight"
+RESIZABLE = (POSITIONS, MODALITIES)
+ANSWER_ROWS = "answering.classifier."
+HEADS = ("cls.", "matching.", "answering.")
+OF_BERT = ("pooler.", "grid_projection.", "box_projection.")  # what a plain BERT may lack
 
 transformers_logging.disable_progress_bar()  # these models load and save in a moment
 
@@ -25,15 +44,21 @@ def load_model(
     *,
     new: tuple[str, ...] = (),
     unused: tuple[str, ...] = (),
+    say: Callable[[str], object] = print,
     **changes: Any,
 ) -> tuple[Model, list[str]]:
     """Load weights strictly: every key must be used and none may be missing.
+
+    Three things may have other sizes than in the file, and ``say`` tells of each: answer rows are
+    matched by the answer's name (others start from zero), positions are cut or begun afresh, and a
+    further modality starts as a copy of the last one (UNITER).
 
     Args:
         kind: the model class to build.
         folder: a folder in the transformers layout (or a hub name), ours or any BERT's.
         new: key prefixes that may be absent from the file and start fresh (a head).
         unused: key prefixes of the file that the model may leave aside (another task's head).
+        say: called with lines for the person at the keyboard.
         changes: configuration values that replace those of the file.
 
     Returns:
@@ -42,27 +67,16 @@ def load_model(
     Raises:
         UserError: the folder holds no model, or a key is missing, unexpected or misshaped.
     """
-    quiet = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what did not fit is said below, in one sentence
-    try:
-        config = GridVLPConfig.from_pretrained(folder)
-        for name, value in changes.items():
-            setattr(config, name, value)
-        loaded: Any = kind.from_pretrained(
-            folder,
-            config=config,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-        )
-        model, info = loaded
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} holds no model that can be loaded: {reason}") from error
-    finally:
-        transformers_logging.set_verbosity(quiet)
-    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    fresh = set(info["missing_keys"]) | set(mismatched)
+    before = load_config(folder)
+    config = GridVLPConfig.from_dict({**before.to_dict(), **changes})
+    config.max_position_embeddings = max(config.max_position_embeddings, MAX_TOKENS)
+    model, info = _from_folder(kind, folder, config)
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    resized = {key for key in mismatched if key.endswith(RESIZABLE)}
+    known = list(before.answers or [])
+    if config.answers != before.answers:
+        resized |= {key for key in model.state_dict() if known and key.startswith(ANSWER_ROWS)}
+    fresh = set(info["missing_keys"]) | mismatched - resized
     missing = sorted(key for key in fresh if not key.startswith(new))
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(unused))
     if missing or unexpected:
@@ -71,7 +85,199 @@ def load_model(
             f"{_some(missing)} missing or of another shape, {_some(unexpected)} unexpected. "
             "Use weights made by the command before this one, or train anew."
         )
+    if resized - fresh:
+        source, _ = _from_folder(kind, folder, before)
+        _resize(model, source, resized - fresh, folder, say)
     return model, sorted(fresh)
+
+
+def load_config(folder: str | Path) -> GridVLPConfig:
+    """The configuration of a folder or a hub name, ours or any BERT's.
+
+    Raises:
+        UserError: there is none.
+    """
+    with _quiet():
+        try:
+            return GridVLPConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+            raise _no_model(folder, error) from error
+
+
+def is_ours(config: GridVLPConfig) -> bool:
+    """Whether a configuration was written by this project, and not with a plain BERT."""
+    return any(name.startswith("GridVLP") for name in config.architectures or ())
+
+
+def _from_folder(
+    kind: type[Model], folder: str | Path, config: GridVLPConfig
+) -> tuple[Model, dict[str, Any]]:
+    with _quiet():
+        try:
+            loaded: Any = kind.from_pretrained(
+                folder,
+                config=config,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise _no_model(folder, error) from error
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what did not fit is said here, in one sentence
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _no_model(folder: str | Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{folder} holds no model that can be loaded: {reason}")
+
+
+def _resize(
+    model: nn.Module,
+    source: nn.Module,
+    keys: set[str],
+    folder: str | Path,
+    say: Callable[[str], object],
+) -> None:
+    """Fill parameters of other sizes than the file's from ``source``, which has the file's."""
+    if any(key.startswith(ANSWER_ROWS) for key in keys):
+        answers, known = (list(m.config.answers or ()) for m in (model, source))  # type: ignore[union-attr, arg-type]
+        copied = copy_answer_rows(model.answering, answers, source.answering, known)  # type: ignore[arg-type]
+        say(
+            f"Answer head: {copied:,} of {len(answers):,} answers start from their row in {folder} "
+            f"(which has {len(known):,}), the others from zero."
+        )
+    for key in sorted(key for key in keys if not key.startswith(ANSWER_ROWS)):
+        rows_RD, before_RD = model.get_parameter(key), source.get_parameter(key)
+        kept = min(len(rows_RD), len(before_RD))
+        with torch.no_grad():
+            rows_RD[:kept] = before_RD[:kept]
+            if key.endswith(MODALITIES):
+                rows_RD[kept:] = before_RD[-1]
+        say(f"{key}: {len(before_RD):,} rows in {folder}, {len(rows_RD):,} here; {kept:,} kept.")
+
+
+def start_pretraining(
+    folder: str | Path,
+    store: FeatureStore,
+    pieces: int,
+    answers: Sequence[str] | None,
+    say: Callable[[str], object],
+) -> tuple[GridVLPForPreTraining, list[str]]:
+    """The model to pre-train, from a plain BERT's weights or from one of ours.
+
+    Args:
+        folder: a folder or a hub name.
+        store: the maps that it will read.
+        pieces: word pieces of the tokenizer.
+        answers: the answer classes; None keeps those of the folder.
+        say: called with lines for the person at the keyboard.
+
+    Returns:
+        The model and the names of the parameters that started fresh.
+
+    Raises:
+        UserError: no such model, or one that fits neither the maps nor the vocabulary.
+    """
+    config = load_config(folder)
+    if pieces > config.vocab_size:
+        raise UserError(
+            f"The vocabulary has {pieces:,} pieces, {folder} has {config.vocab_size:,}: give the "
+            "--vocabulary that it was trained with, or none."
+        )
+    changes = _of_store(store)
+    if answers is not None:
+        changes["answers"] = list(answers)
+    if not is_ours(config):
+        lacking = (*(f"bert.{name}" for name in OF_BERT), *HEADS)
+        return load_model(
+            GridVLPForPreTraining,
+            folder,
+            new=lacking,
+            unused=("cls.seq_relationship.",),
+            say=say,
+            **changes,
+        )
+    check_encoder(config, store, folder)
+    if GridVLPForPreTraining.__name__ in (config.architectures or ()):
+        new = () if config.answers else ("answering.",)
+        return load_model(GridVLPForPreTraining, folder, new=new, say=say, **changes)
+    bert, _ = load_model(GridVLPModel, folder, unused=HEADS, say=say, **changes)
+    model = GridVLPForPreTraining(bert.config)
+    model.bert.load_state_dict(bert.state_dict())
+    return model, sorted(key for key in model.state_dict() if key.startswith(HEADS))
+
+
+def start_task(
+    kind: type[TaskModel],
+    folder: str | Path,
+    store: FeatureStore,
+    answers: Sequence[str],
+    modalities: int,
+    fresh: bool,
+    say: Callable[[str], object],
+) -> TaskModel:
+    """The model to fine-tune, from a pre-trained or fine-tuned one of ours or a plain BERT.
+
+    A head that the folder has is kept, with its rows matched to ``answers``; another starts fresh.
+
+    Args:
+        kind: the model of the task.
+        folder: a folder or a hub name.
+        store: the maps that it will read.
+        answers: the task's classes.
+        modalities: how many modalities a sequence has: 2, or 3 with two images.
+        fresh: take the sizes alone and begin from scratch.
+        say: called with lines for the person at the keyboard.
+
+    Raises:
+        UserError: no such model, or one that does not fit the maps.
+    """
+    config = load_config(folder)
+    new: tuple[str, ...] = ()
+    if is_ours(config):
+        check_encoder(config, store, folder)
+    else:
+        new = OF_BERT
+    changes = {**_of_store(store), "type_vocab_size": max(modalities, config.type_vocab_size)}
+    if fresh:
+        say(f"Weights from scratch, sizes and vocabulary of {folder}.")
+        return kind(
+            GridVLPConfig.from_dict({**config.to_dict(), **changes, "answers": list(answers)})
+        )
+    heads = {kind.__name__}
+    if kind is GridVLPForAnswering:
+        heads.add(GridVLPForPreTraining.__name__)
+    if config.answers and heads & set(config.architectures or ()):
+        changes["answers"] = list(answers)
+        model, _ = load_model(kind, folder, unused=HEADS[:2], say=say, **changes)
+        say(f"Encoder and answer head from {folder}.")
+        return model
+    bert, started = load_model(GridVLPModel, folder, new=new, unused=HEADS, say=say, **changes)
+    bert.config.answers = list(answers)
+    model = kind(bert.config)
+    model.bert.load_state_dict(bert.state_dict())
+    say(f"Encoder from {folder}; answer head from scratch.")
+    if started:
+        say(f"From scratch, too: {', '.join(started)}.")
+    return model
+
+
+def _of_store(store: FeatureStore) -> dict[str, Any]:
+    return {
+        "grid_channels": store.channels,
+        "grid_encoder": encoder_identity(store),
+        "regions": store.kind == "regions",
+    }
 
 
 def _some(keys: list[str]) -> str:
@@ -117,12 +323,18 @@ def encoder_identity(store: FeatureStore) -> dict[str, Any]:
     return {name: store.encoder.get(name) for name in ("name", "weights_sha256")}
 
 
-def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: Path) -> None:
+def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: str | Path) -> None:
     """Refuse maps of another encoder than the one that the model was trained on.
 
     Raises:
         UserError: the encoders or their channels differ.
     """
+    ours, theirs = ("regions" if config.regions else "grids"), store.kind
+    if ours != theirs:
+        raise UserError(
+            f"The model in {origin} was trained on {ours}; the store holds {theirs}. Give a store "
+            f"of {ours}, or pre-train on {theirs}."
+        )
     if config.grid_channels != store.channels:
         raise UserError(
             f"The model in {origin} reads grids of {config.grid_channels} channels; the store has "

@@ -21,7 +21,7 @@ from gridvlp.train.task_batches import Predictions, predict, read_splits
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from gridvlp.train.training import make_accelerator
+from gridvlp.train.training import first_only, make_accelerator
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,17 @@ def evaluate(
     Raises:
         UserError: something is missing or does not fit.
     """
+    accelerator = make_accelerator(precision)
+    say = first_only(say, accelerator)
     model, task, options = load_finetuned(run, task_name)
     store = FeatureStore(features or tuple(Path(p) for p in options["features"]))
     check_encoder(model.config, store, run)
     data = data or Path(options["data"])
     examples, skipped = read_splits(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
-    accelerator = make_accelerator(precision)
     choose_attention(model, accelerator.device)
-    prepared = accelerator.prepare(model.eval())
+    # Each process answers its own batches: the precision is wanted, a gradient is not.
+    prepared = accelerator.prepare_model(model.eval(), evaluation_mode=True)
 
     def answers(withhold: bool) -> Predictions:
         return predict(
@@ -176,5 +178,6 @@ def load_finetuned(run: Path, name: str) -> tuple[TaskModel, Task, dict[str, Any
     options = json.loads(record.read_text())["options"]
     if options.get("task") != name:
         raise UserError(f"{run} was not fine-tuned on {name}, but on {options.get('task')}.")
-    model, _ = load_model(TASK_MODELS[get_task(name).head], run / "model")
-    return model, get_task(name, model.config.answers), options
+    own = {option: options[option] for option in ("head", "loss") if options.get(option)}
+    model, _ = load_model(TASK_MODELS[get_task(name, **own).head], run / "model")
+    return model, get_task(name, model.config.answers, **own), options

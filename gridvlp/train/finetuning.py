@@ -17,24 +17,14 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import (
-    check_encoder,
-    copy_answer_rows,
-    load_model,
-    model_folder,
-)
-from gridvlp.train.model import (
-    TASK_MODELS,
-    GridVLPConfig,
-    GridVLPForPreTraining,
-    TaskModel,
-)
+from gridvlp.train.checkpoints import model_folder, start_task
+from gridvlp.train.model import TASK_MODELS, TaskModel
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.task_batches import TaskBatch, TaskBatches, predict, read_splits
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from gridvlp.train.training import Losses, fit, make_accelerator
+from gridvlp.train.training import Losses, first_only, fit, make_accelerator
 
 
 def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -> dict[str, Any]:
@@ -51,11 +41,12 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         UserError: something is missing or does not fit.
     """
     accelerator = make_accelerator(options.training.precision)
+    say = first_only(say, accelerator)
     answers = AnswerVocabulary.from_file(options.answers) if options.answers else None
-    task = get_task(options.task, answers)
+    task = get_task(options.task, answers, **options.own)
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
-    model, encoder, origin = _start_model(options, task, store)
+    model, encoder = _start_model(options, task, store, say)
     counts: list[str] = []
 
     def count(line: str) -> None:
@@ -79,7 +70,6 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "encoder": store.encoder,
         "init": str(options.init),
     }
-    say(origin)
     for note in task.notes:
         say(note)
     batches = TaskBatches(
@@ -96,7 +86,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
 
     def losses(wrapped: nn.Module, batch: TaskBatch) -> Losses:
         mean = task.loss(wrapped(batch.inputs).float(), batch.targets_BA)
-        return {"task": (mean * len(batch.targets_BA), len(batch.targets_BA))}
+        return {"task": (mean * batch.count, batch.count)}
 
     def validate(wrapped: nn.Module) -> dict[str, float]:
         if not valid:
@@ -134,32 +124,19 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
 
 
 def _start_model(
-    options: FineTuningOptions, task: Task, store: FeatureStore
-) -> tuple[TaskModel, Encoder, str]:
+    options: FineTuningOptions, task: Task, store: FeatureStore, say: Callable[[str], object]
+) -> tuple[TaskModel, Encoder]:
     folder = model_folder(options.init)
     if not (folder / "config.json").exists():
         raise UserError(
             f"{options.init} holds no pre-trained model: make it with `gridvlp pretrain` "
             "or name another with --init."
         )
-    pretrained, _ = load_model(GridVLPForPreTraining, folder)
-    check_encoder(pretrained.config, store, options.init)
     answers = task.build_answers(options.data)
-    known = list(pretrained.config.answers or [])
-    config = GridVLPConfig.from_dict({**pretrained.config.to_dict(), "answers": list(answers)})
-    model = TASK_MODELS[task.head](config)
-    encoder = Encoder(load_tokenizer(folder))
-    if options.fresh:
-        return model, encoder, f"Weights from scratch, sizes and vocabulary of {folder}."
-    model.bert.load_state_dict(pretrained.bert.state_dict())
-    told = f"Encoder from {folder}; answer head from scratch."
-    if task.head == "answer" and pretrained.answering is not None:
-        copied = copy_answer_rows(model.answering, list(answers), pretrained.answering, known)
-        told = (
-            f"Encoder from {folder}; {copied:,} of {len(answers):,} answers start from the "
-            "pre-training head, the others from zero."
-        )
-    return model, encoder, told
+    modalities = 1 + (task.images_per_example if task.head == "triplet" else 1)
+    kind = TASK_MODELS[task.head]
+    model = start_task(kind, folder, store, answers, modalities, options.fresh, say)
+    return model, Encoder(load_tokenizer(folder))
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -7,7 +7,7 @@ Shape legend, used in every name of this room:
 
 A batch holds fewer images than sentences when several sentences speak of one image:
 ``image_index_B`` says which image each sentence looks at, so that a map is projected once however
-often it is used.
+often it is used. Where a sentence looks at several images at once it is ``image_index_BN``.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ TEXT_MODALITY, IMAGE_MODALITY = 0, 1
 class GridVLPConfig(BertConfig):
     """BERT's configuration (BERT-base sizes by default) with what the image side adds.
 
-    ``type_vocab_size`` counts the modalities: text is 0 (BERT's sentence A), image is 1.
+    ``type_vocab_size`` counts the modalities: text is 0 (BERT's sentence A), image is 1, the
+    second of two images that share a sequence 2.
     ``answers`` are the class names of the answer head, in the order of its rows;
-    ``grid_encoder`` is the encoder whose maps the model was trained on.
+    ``grid_encoder`` is the encoder whose maps the model was trained on; ``regions`` says that the
+    maps are regions with boxes and not grids.
     """
 
     model_type = "gridvlp"
@@ -46,6 +48,7 @@ class GridVLPConfig(BertConfig):
     grid_channels: int = 2048
     answers: list[str] | None = None
     grid_encoder: dict[str, Any] | None = None
+    regions: bool = False
 
 
 class GridVLPModel(BertPreTrainedModel):
@@ -53,7 +56,9 @@ class GridVLPModel(BertPreTrainedModel):
 
     A word is token + position + modality embedding, layer-normalised, as in BERT. A grid is
     Linear(C -> D) + modality embedding; it has no position, so that any subset of grids is valid
-    input. Without grids this is transformers' BertModel.
+    input. A region (``config.regions``) has a place: Linear(5 -> D) of its box's x1, y1, x2, y2 and
+    area, as fractions of the photo's, is added (ViLBERT, Lu et al. 2019). Without grids this is
+    transformers' BertModel.
     """
 
     config_class = GridVLPConfig
@@ -64,6 +69,7 @@ class GridVLPModel(BertPreTrainedModel):
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.grid_projection = nn.Linear(config.grid_channels, config.hidden_size)
+        self.box_projection = nn.Linear(5, config.hidden_size) if config.regions else None
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
         use_own_dropout(self)
@@ -84,6 +90,8 @@ class GridVLPModel(BertPreTrainedModel):
         grids_IGC: Tensor | None = None,
         grid_mask_IG: Tensor | None = None,
         image_index_B: Tensor | None = None,
+        boxes_IG4: Tensor | None = None,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Fuse sentences with the grids of their images.
 
@@ -92,7 +100,11 @@ class GridVLPModel(BertPreTrainedModel):
             text_mask_BL: bool, true where there is a token.
             grids_IGC: floating-point grid features, padded; None for text alone.
             grid_mask_IG: bool, true where there is a grid.
-            image_index_B: int64, the image of each sentence; None when I = B, in order.
+            image_index_B: int64, the image of each sentence; None when I = B, in order. With shape
+                (B, N) each sentence is followed by the grids of its N images in turn, each with a
+                modality of its own.
+            boxes_IG4: float, x1, y1, x2, y2 of regions from 0 to 1; None of grids.
+            whole: give the last hidden states of the grids, too, behind those of the words.
 
         Returns:
             text_BLD, the last hidden states of the words, and pooled_BD, the pooled [CLS].
@@ -100,19 +112,36 @@ class GridVLPModel(BertPreTrainedModel):
         embedded_BSD = self.embeddings(input_ids_BL)
         mask_BS = text_mask_BL
         if grids_IGC is not None:
-            projection = self.grid_projection
-            image_IGD = projection(grids_IGC.to(projection.weight.dtype))
-            image_IGD = image_IGD + self.embeddings.token_type_embeddings.weight[IMAGE_MODALITY]
-            image_IGD = self.embeddings.dropout(image_IGD)
             if grid_mask_IG is None:
                 grid_mask_IG = grids_IGC.new_ones(grids_IGC.shape[:2], dtype=torch.bool)
-            if image_index_B is not None:
-                image_IGD, grid_mask_IG = image_IGD[image_index_B], grid_mask_IG[image_index_B]
+            image_IGD = self._project(grids_IGC, boxes_IG4)
+            modality_TD = self.embeddings.token_type_embeddings.weight
+            if image_index_B is not None and image_index_B.ndim == 2:
+                count = image_index_B.shape[1]
+                image_BNGD = image_IGD[image_index_B] + modality_TD[
+                    IMAGE_MODALITY : IMAGE_MODALITY + count
+                ].unsqueeze(1)
+                image_IGD = self.embeddings.dropout(image_BNGD.flatten(1, 2))
+                grid_mask_IG = grid_mask_IG[image_index_B].flatten(1)
+            else:
+                image_IGD = self.embeddings.dropout(image_IGD + modality_TD[IMAGE_MODALITY])
+                if image_index_B is not None:
+                    image_IGD, grid_mask_IG = image_IGD[image_index_B], grid_mask_IG[image_index_B]
             embedded_BSD = torch.cat([embedded_BSD, image_IGD.to(embedded_BSD.dtype)], dim=1)
             mask_BS = torch.cat([text_mask_BL, grid_mask_IG], dim=1)
         mask = attention_mask(mask_BS, self.config._attn_implementation)
-        text_BLD = encode(self.encoder, embedded_BSD, mask, input_ids_BL.shape[1])
-        return text_BLD, self.pooler(text_BLD)
+        length = embedded_BSD.shape[1] if whole else input_ids_BL.shape[1]
+        hidden_BLD = encode(self.encoder, embedded_BSD, mask, length)
+        return hidden_BLD, self.pooler(hidden_BLD)
+
+    def _project(self, grids_IGC: Tensor, boxes_IG4: Tensor | None) -> Tensor:
+        image_IGD = self.grid_projection(grids_IGC.to(self.grid_projection.weight.dtype))
+        if self.box_projection is None:
+            return image_IGD
+        assert boxes_IG4 is not None, "regions come with their boxes"
+        x1, y1, x2, y2 = boxes_IG4.unbind(-1)
+        place_IG5 = torch.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)], dim=-1)
+        return image_IGD + self.box_projection(place_IG5.to(self.box_projection.weight.dtype))
 
 
 class AnswerHead(nn.Module):
@@ -176,7 +205,11 @@ class GridVLPForPreTraining(BertPreTrainedModel):
 
 
 class GridVLPForAnswering(BertPreTrainedModel):
-    """One sentence, one image, one of ``config.answers`` (VQA v2 and GQA)."""
+    """One sentence, its image or images in one sequence, one of ``config.answers``.
+
+    VQA v2 and GQA; and the *triplet* head of NLVR2 (UNITER), where a sentence is followed by both
+    images, each with a modality of its own.
+    """
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
@@ -220,8 +253,84 @@ class GridVLPForPairs(BertPreTrainedModel):
         return self.answering(torch.cat([left_BD, right_BD], dim=-1))
 
 
-TaskModel = GridVLPForAnswering | GridVLPForPairs
-TASK_MODELS: dict[str, type[TaskModel]] = {"answer": GridVLPForAnswering, "pair": GridVLPForPairs}
+# (A module named ...Attention would keep transformers from choosing the encoder's attention.)
+class PairAttentionHead(nn.Module):
+    """UNITER's head for two sequences (Chen et al. 2020, appendix on NLVR2).
+
+    Each sequence attends to the other; what it found and what it was are merged by a linear layer
+    with ReLU and pooled with learned attention; the two pooled vectors are classified.
+    """
+
+    def __init__(self, config: GridVLPConfig, classes: int) -> None:
+        super().__init__()
+        size, dropout = config.hidden_size, config.attention_probs_dropout_prob
+        self.to_right, self.to_left = (
+            nn.MultiheadAttention(size, config.num_attention_heads, dropout, batch_first=True)
+            for _ in range(2)
+        )
+        self.merge = nn.Sequential(
+            nn.Linear(2 * size, size), nn.ReLU(), nn.Dropout(config.hidden_dropout_prob)
+        )
+        self.weigh = nn.Sequential(nn.Linear(size, 1), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * size, classes)
+
+    def forward(
+        self, left_BSD: Tensor, left_mask_BS: Tensor, right_BSD: Tensor, right_mask_BS: Tensor
+    ) -> Tensor:
+        """Logits_BA of the classes; masks are true where there is a word or a grid."""
+        found_left_BSD, _ = self.to_right(
+            left_BSD, right_BSD, right_BSD, key_padding_mask=~right_mask_BS, need_weights=False
+        )
+        found_right_BSD, _ = self.to_left(
+            right_BSD, left_BSD, left_BSD, key_padding_mask=~left_mask_BS, need_weights=False
+        )
+        pooled = [
+            self._pool(self.merge(torch.cat([found_BSD, own_BSD], dim=-1)), mask_BS)
+            for found_BSD, own_BSD, mask_BS in (
+                (found_left_BSD, left_BSD, left_mask_BS),
+                (found_right_BSD, right_BSD, right_mask_BS),
+            )
+        ]
+        return self.classifier(torch.cat(pooled, dim=-1))
+
+    def _pool(self, merged_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        score_BS = self.weigh(merged_BSD).squeeze(-1).masked_fill(~mask_BS, -1e4)
+        weight_BS = self.dropout(score_BS.softmax(-1))
+        return (weight_BS.unsqueeze(1) @ merged_BSD).squeeze(1)
+
+
+class GridVLPForPairAttention(BertPreTrainedModel):
+    """As GridVLPForPairs, with UNITER's *pair with attention* between the two sequences."""
+
+    config_class = GridVLPConfig
+    base_model_prefix = "bert"
+    config: GridVLPConfig
+
+    def __init__(self, config: GridVLPConfig) -> None:
+        super().__init__(config)
+        self.bert = GridVLPModel(config)
+        self.answering = PairAttentionHead(config, len(config.answers or []))
+        self.post_init()
+
+    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+        """Logits_BA; ``inputs`` hold each sentence twice: all left images, then all right ones."""
+        left_BSD, right_BSD = self.bert(**inputs, whole=True)[0].chunk(2)
+        text_mask, grid_mask = inputs["text_mask_BL"], inputs["grid_mask_IG"]
+        assert text_mask is not None
+        assert grid_mask is not None
+        mask = torch.cat([text_mask, grid_mask[inputs["image_index_B"]]], dim=1)
+        left_mask_BS, right_mask_BS = mask.chunk(2)
+        return self.answering(left_BSD, left_mask_BS, right_BSD, right_mask_BS)
+
+
+TaskModel = GridVLPForAnswering | GridVLPForPairs | GridVLPForPairAttention
+TASK_MODELS: dict[str, type[TaskModel]] = {
+    "answer": GridVLPForAnswering,
+    "pair": GridVLPForPairs,
+    "triplet": GridVLPForAnswering,
+    "pair-attention": GridVLPForPairAttention,
+}
 
 
 def choose_attention(model: PreTrainedModel, device: torch.device) -> None:

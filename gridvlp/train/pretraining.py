@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,11 +20,11 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import encoder_identity, load_model
+from gridvlp.train.checkpoints import encoder_identity, start_pretraining
 from gridvlp.train.corpora import Corpus
 from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
-from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining, GridVLPModel
+from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining
 from gridvlp.train.settings import PreTrainingOptions
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
@@ -31,7 +32,7 @@ from gridvlp.train.tokenization import (
     load_tokenizer,
     train_tokenizer,
 )
-from gridvlp.train.training import Losses, fit, make_accelerator
+from gridvlp.train.training import Losses, first_only, fit, make_accelerator
 
 MASKED, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT, LXMERT
 MISMATCHED = 0.5  # LXMERT: the sentence is replaced by one of another image
@@ -157,7 +158,7 @@ class PreTrainingBatches:
         images_B = self.corpus.images_of(sentences_B)
         images_I, image_index_B = np.unique(images_B, return_inverse=True)
         keys = [self.corpus.image_key(int(image)) for image in images_I]
-        grids_IGC, grid_mask_IG = read_grids(self.store, keys, self.grids, [*seed, 3])
+        seen = read_grids(self.store, keys, self.grids, [*seed, 3])
 
         # A draw that falls on the same image cannot be a mismatch: the pair stays matched.
         mismatched_B = (draws["mismatch_B"] < MISMATCHED) & (
@@ -181,8 +182,7 @@ class PreTrainingBatches:
             inputs={
                 "input_ids_BL": torch.from_numpy(ids_BL),
                 "text_mask_BL": torch.from_numpy(text_mask_BL),
-                "grids_IGC": grids_IGC,
-                "grid_mask_IG": grid_mask_IG,
+                **seen,
                 "image_index_B": torch.from_numpy(image_index_B.reshape(-1)),
             },
             masked_positions_M=torch.from_numpy(np.flatnonzero(masked_BL)),
@@ -216,40 +216,46 @@ class PreTrainingBatches:
 def losses(model: nn.Module, batch: PreTrainingBatch) -> Losses:
     """Summed cross-entropies of the three objectives; they are weighted equally (LXMERT)."""
     words_MV, match_B2, answers_BA = model(batch.inputs, batch.masked_positions_M)
+    # A batch without a masked word or a question still goes through that head: processes that
+    # train together must all have a gradient of every parameter.
     terms = batch.terms
-    zero = match_B2.sum() * 0.0
     sums = {
-        "mlm": functional.cross_entropy(words_MV.float(), batch.masked_words_M, reduction="sum")
-        if terms["mlm"]
-        else zero,
+        "mlm": functional.cross_entropy(words_MV.float(), batch.masked_words_M, reduction="sum"),
         "itm": functional.cross_entropy(match_B2.float(), batch.matched_B, reduction="sum"),
         "qa": functional.cross_entropy(
             answers_BA.float(), batch.answer_B, reduction="sum", ignore_index=NO_ANSWER
         )
-        if answers_BA is not None and terms["qa"]
-        else zero,
+        if answers_BA is not None
+        else match_B2.new_zeros(()),
     }
     return {name: (value, terms[name]) for name, value in sums.items()}
 
 
 def held_out_accuracy(
-    model: nn.Module, batches: PreTrainingBatches, device: torch.device
+    model: nn.Module, batches: PreTrainingBatches, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Accuracy in percent of masked words, matching and answers on fixed held-out batches."""
-    right = {"mlm": 0, "itm": 0, "qa": 0}
-    terms = dict.fromkeys(right, 0)
+    """Accuracy in percent of masked words, matching and answers on fixed held-out batches.
+
+    Each process takes its part of each batch, and every one of them gets the whole's figures.
+    """
+    names = ("mlm", "itm", "qa")
+    right, terms = torch.zeros(2, len(names), dtype=torch.int64, device=accelerator.device)
     steps = min(batches.steps_per_epoch, -(-HELD_OUT_SENTENCES // batches.batch_size))
     for step in range(steps):
         for made in batches(step):
-            batch = made.to(device)
+            batch = made.to(accelerator.device)
             words_MV, match_B2, answers_BA = model(batch.inputs, batch.masked_positions_M)
-            right["mlm"] += int((words_MV.argmax(-1) == batch.masked_words_M).sum())
-            right["itm"] += int((match_B2.argmax(-1) == batch.matched_B).sum())
+            right[0] += (words_MV.argmax(-1) == batch.masked_words_M).sum()
+            right[1] += (match_B2.argmax(-1) == batch.matched_B).sum()
             if answers_BA is not None:
-                right["qa"] += int((answers_BA.argmax(-1) == batch.answer_B).sum())
-            for name, count in batch.terms.items():
-                terms[name] += count
-    return {f"held_out/{name}": 100 * right[name] / terms[name] for name in right if terms[name]}
+                right[2] += (answers_BA.argmax(-1) == batch.answer_B).sum()
+            terms += torch.tensor([batch.terms[name] for name in names], device=terms.device)
+    counts = accelerator.reduce(torch.stack([right, terms]), "sum").tolist()
+    return {
+        f"held_out/{name}": 100 * correct / asked
+        for name, correct, asked in zip(names, *counts, strict=True)
+        if asked
+    }
 
 
 def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) -> dict[str, Any]:
@@ -266,20 +272,22 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         UserError: something is missing or does not fit.
     """
     accelerator = make_accelerator(options.training.precision)
+    say = first_only(say, accelerator)
     set_seed(options.training.seed)
     store = FeatureStore(options.features)
     answers = AnswerVocabulary.from_file(options.answers) if options.answers else None
-    corpus, held_out = (
-        Corpus.build(
-            options.data,
-            store,
-            part=part,
-            sources=options.sources,
-            answers=answers,
-            allow_leakage=options.allow_leakage,
+    with accelerator.local_main_process_first():  # it writes the corpus's cache, others read it
+        corpus, held_out = (
+            Corpus.build(
+                options.data,
+                store,
+                part=part,
+                sources=options.sources,
+                answers=answers,
+                allow_leakage=options.allow_leakage,
+            )
+            for part in ("train", "held-out")
         )
-        for part in ("train", "held-out")
-    )
     for line in describe(corpus, held_out):
         say(line)
     if not len(corpus):
@@ -305,6 +313,9 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "batch_size": options.training.batch_size,
         "grids": options.grids,
         "sentences_per_read": options.sentences_per_read,
+        "process": accelerator.process_index,
+        "processes": accelerator.num_processes,
+        "accumulate": options.training.accumulate,
     }
     batches = PreTrainingBatches(
         corpus,
@@ -312,9 +323,6 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         encoder,
         **common,
         seed=options.training.seed,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulate=options.training.accumulate,
     )
     checks = (
         PreTrainingBatches(held_out, store, encoder, **common, seed=0) if len(held_out) else None
@@ -332,7 +340,7 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
             settings=options.training,
             run=run,
             accelerator=accelerator,
-            validate=lambda m: held_out_accuracy(m, checks, accelerator.device) if checks else {},
+            validate=lambda m: held_out_accuracy(m, checks, accelerator) if checks else {},
             title="pretrain",
         )
 
@@ -367,24 +375,14 @@ def describe(corpus: Corpus, held_out: Corpus) -> list[str]:
 def _make_model(
     options: PreTrainingOptions, store: FeatureStore, corpus: Corpus
 ) -> tuple[GridVLPForPreTraining, Encoder, list[str]]:
-    told = []
+    told: list[str] = []
     answers = list(corpus.answers.names) if corpus.answers else None
     if options.init is not None:
         tokenizer = load_tokenizer(options.vocabulary or options.init)
-        bert, fresh = load_model(
-            GridVLPModel,
-            options.init,
-            new=("grid_projection.",),
-            unused=("cls.", "matching.", "answering."),
-            grid_channels=store.channels,
-            grid_encoder=encoder_identity(store),
-            answers=answers,
+        model, fresh = start_pretraining(
+            options.init, store, len(tokenizer), corpus.answers, told.append
         )
-        model = GridVLPForPreTraining(bert.config)
-        model.bert.load_state_dict(bert.state_dict())
-        told.append(
-            f"Encoder from {options.init}; fresh: {', '.join(fresh) or 'nothing'}, the heads."
-        )
+        told.append(f"Weights from {options.init}; fresh: {', '.join(fresh) or 'nothing'}.")
     else:
         standard = options.data / "vocab" / "bert-base-uncased-vocab.txt"
         if options.vocabulary is not None or standard.exists():
@@ -404,12 +402,14 @@ def _make_model(
             initializer_range=options.initializer_range,
             grid_channels=store.channels,
             grid_encoder=encoder_identity(store),
+            regions=store.kind == "regions",
             answers=answers,
         )
         model = GridVLPForPreTraining(config)
         told.append("Encoder from scratch.")
     parameters = sum(parameter.numel() for parameter in model.bert.parameters())
     told.append(
-        f"Fusion model: {parameters / 1e6:.1f}M parameters, {len(answers or []):,} answers."
+        f"Fusion model on {store.kind}: {parameters / 1e6:.1f}M parameters, "
+        f"{len(model.config.answers or []):,} answers."
     )
     return model, Encoder(tokenizer), told

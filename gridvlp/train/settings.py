@@ -24,7 +24,11 @@ class TrainingSettings:
     warmup: float  # share of all steps
     seed: int = 0
     accumulate: int = 1
-    head_lr_multiplier: float = 1.0
+    head_lr_multiplier: float = 1.0  # of the answer head (UNITER, ViLT: 10)
+    layer_lr_decay: float = 1.0  # each layer's rate over that of the layer above it
+    clip: float = 1.0  # LXMERT; the largest norm of the gradient, 0 for any
+    ema: float = 0.0  # decay of the average of the weights that becomes the model, 0 for none
+    gradient_checkpointing: bool = False
     precision: str = "auto"  # auto, float32, bfloat16
     threads: int = 2
     save_steps: int = 1000
@@ -40,6 +44,13 @@ class TrainingSettings:
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+        for name in ("head_lr_multiplier", "layer_lr_decay"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+        if self.clip < 0:
+            raise UserError("--clip must not be below 0.")
+        if not 0 <= self.ema < 1:
+            raise UserError("--ema must be from 0 to below 1, such as 0.9999.")
         if not 0 <= self.warmup < 1:
             raise UserError("--warmup is a share of all steps: from 0 to below 1.")
         if self.batch_size % self.accumulate:
@@ -47,7 +58,7 @@ class TrainingSettings:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the run that it continues."""
-        free = {"threads", "save_steps"}
+        free = {"threads", "save_steps", "gradient_checkpointing"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
@@ -117,6 +128,14 @@ class FineTuningOptions:
     answers: Path | None = None
     train_splits: tuple[str, ...] | None = None  # the task's own choice (RECIPES)
     valid_split: str | None = None
+    head: str | None = None  # of nlvr2
+    loss: str | None = None  # of gqa
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The task's own options, as far as they are given."""
+        values = {"head": self.head, "loss": self.loss}
+        return {name: value for name, value in values.items() if value is not None}
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; a resumed run must have the same."""

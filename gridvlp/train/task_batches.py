@@ -59,6 +59,7 @@ class TaskBatch:
     inputs: dict[str, Tensor | None]
     targets_BA: Tensor
     keys: list[str]
+    count: int
 
     def to(self, device: torch.device) -> TaskBatch:
         """The batch with its tensors on a device."""
@@ -71,7 +72,7 @@ class TaskBatch:
     @property
     def terms(self) -> dict[str, int]:
         """The task's loss is a mean over examples."""
-        return {"task": len(self.targets_BA)}
+        return {"task": self.count}
 
 
 def make_batch(
@@ -82,22 +83,30 @@ def make_batch(
     withheld: bool = False,
 ) -> TaskBatch:
     """Encode examples with all grids of their images; ``withheld`` zeroes the grids."""
-    images = [key for side in zip(*(e.images for e in examples), strict=True) for key in side]
-    keys = sorted(set(images))
+    keys = sorted({key for example in examples for key in example.images})
     place = {key: index for index, key in enumerate(keys)}
-    grids_IGC, grid_mask_IG = read_grids(store, keys, None, [])
+    image_index_BN = torch.tensor([[place[key] for key in e.images] for e in examples])
+    # Several images beside each other in one sequence, or in a sequence each: all first images,
+    # then all second ones.
+    together = task.head == "triplet"
+    sequences = 1 if together else task.images_per_example
+    seen = read_grids(store, keys, None, [])
+    if withheld:
+        seen["grids_IGC"].zero_()
+        if "boxes_IG4" in seen:
+            seen["boxes_IG4"].zero_()
     ids_BL, text_mask_BL, _ = encoder.encode([example.sentence for example in examples])
-    repeats = task.images_per_example
+    targets_BA = torch.from_numpy(task.targets(examples))
     return TaskBatch(
         inputs={
-            "input_ids_BL": torch.from_numpy(ids_BL).repeat(repeats, 1),
-            "text_mask_BL": torch.from_numpy(text_mask_BL).repeat(repeats, 1),
-            "grids_IGC": torch.zeros_like(grids_IGC) if withheld else grids_IGC,
-            "grid_mask_IG": grid_mask_IG,
-            "image_index_B": torch.tensor([place[key] for key in images]),
+            "input_ids_BL": torch.from_numpy(ids_BL).repeat(sequences, 1),
+            "text_mask_BL": torch.from_numpy(text_mask_BL).repeat(sequences, 1),
+            **seen,
+            "image_index_B": image_index_BN if together else image_index_BN.T.reshape(-1),
         },
-        targets_BA=torch.from_numpy(task.targets(examples)),
+        targets_BA=targets_BA,
         keys=keys,
+        count=task.terms(targets_BA),
     )
 
 

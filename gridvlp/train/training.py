@@ -7,14 +7,17 @@ resumed is the run that was not.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertTokenizer
@@ -26,11 +29,12 @@ from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder
 from gridvlp.train.allocator import keep_freed_memory
+from gridvlp.train.averaging import Average
 from gridvlp.train.model import choose_attention
+from gridvlp.train.model_card import write_card
 from gridvlp.train.settings import TrainingSettings
 
 WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in BERT
-CLIP = 1.0  # LXMERT
 LOG_STEPS = 10
 
 Losses = dict[str, tuple[Tensor, int]]
@@ -66,7 +70,16 @@ def make_accelerator(precision: str) -> Accelerator:
     if not torch.cuda.is_available():
         keep_freed_memory()
     AcceleratorState._reset_state()  # a second run in one process may choose another precision
-    return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
+    # The first process may read annotations for longer than the ten minutes that others wait.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[patience]
+    )
+
+
+def first_only(say: Callable[[str], object], accelerator: Accelerator) -> Callable[[str], object]:
+    """``say`` in the first process, nothing in the others."""
+    return say if accelerator.is_main_process else lambda line: None
 
 
 def fit(
@@ -108,18 +121,35 @@ def fit(
     """
     total = steps_per_epoch * settings.epochs
     warmup = math.ceil(total * settings.warmup)
+    accelerator.wait_for_everyone()  # until the first process has put the run's folder in order
     optimizer = _make_optimizer(model, settings, head)
     begin, kept = _restore(model, optimizer, run)
     choose_attention(model, accelerator.device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    average = Average(model, settings.ema) if settings.ema else None
+    if average is not None and begin:
+        average.load(run.path / "checkpoint")
     rates = [group["initial_lr"] for group in optimizer.param_groups]
 
     def save(folder: Path) -> None:
-        accelerator.unwrap_model(wrapped).save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if average is not None:
+            average.save(folder)
+
+    def save_result(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_card(folder, title, model.config, run.record, kept or {})
 
     def checkpoint(step: int) -> None:
         run.save_checkpoint(save, optimizer.optimizer, {"step": step, "kept": kept})
+
+    def averaged() -> AbstractContextManager[None]:
+        return nullcontext() if average is None else average.in_place()
 
     batches = Prefetch(make_step, range(begin, total), settings.threads)
     step = begin
@@ -130,19 +160,24 @@ def fit(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * _schedule(number, warmup, total)
                 with interrupts_held():
-                    values = _step(wrapped, optimizer, micro_batches, losses, accelerator, number)
+                    values = _step(
+                        wrapped, optimizer, micro_batches, losses, accelerator, number, settings
+                    )
+                    if average is not None:
+                        average.update()
                     step = number + 1
                 bar.advance(settings.batch_size, f"loss {values['loss']:.3f}")
                 if step % LOG_STEPS == 0 or step == total:
                     run.log(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
                 if step % steps_per_epoch == 0:
-                    figures = _validated(wrapped, validate)
+                    with averaged():
+                        figures = _validated(model, validate)
                     run.log(step, figures)
                     bar.print(f"epoch {step // steps_per_epoch}: {_told(figures)}")
                     if best is None or kept is None or figures[best] > kept[best]:
                         kept = {**figures, "epoch": step // steps_per_epoch, "step": step}
-                        if accelerator.is_main_process:
-                            run.replace_folder("model", save)
+                        with averaged():
+                            run.replace_folder("model", save_result)
                     checkpoint(step)
                 elif step % settings.save_steps == 0:
                     checkpoint(step)
@@ -150,10 +185,14 @@ def fit(
             checkpoint(step)
             bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
             raise
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
             raise UserError(
-                "The device's memory ran out: give --accumulate a larger number "
-                f"(now {settings.accumulate}), which leaves the result as it is."
+                f"The memory ran out at step {step + 1}. Give --accumulate a larger number (now "
+                f"{settings.accumulate})"
+                + ("" if settings.gradient_checkpointing else " or --gradient-checkpointing")
+                + ": both leave the result as it is. The last checkpoint is kept."
             ) from error
     if kept is None:
         raise UserError("Nothing was trained: the run has no steps.")
@@ -168,6 +207,7 @@ def _step(
     losses: Callable[[nn.Module, B], Losses],
     accelerator: Accelerator,
     number: int,
+    settings: TrainingSettings,
 ) -> dict[str, float]:
     """One optimiser step; the gradient is that of the whole batch, however it is divided."""
     names = sorted({name for batch in micro_batches for name in batch.terms})
@@ -193,13 +233,15 @@ def _step(
         name: value / max(counts[name], 1) for name, value in zip(names, reduced, strict=True)
     }
     loss = sum(values.values())
-    if not math.isfinite(loss):
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf))
+    if not math.isfinite(loss) or not math.isfinite(norm):
         keys = sorted({key for batch in micro_batches for key in batch.keys})
         raise UserError(
-            f"The loss is not finite at step {number + 1} ({_told(values)}); images of the batch: "
-            f"{', '.join(keys[:8])}. The last checkpoint is kept; try a lower --learning-rate."
+            f"The loss or its gradient is not finite at step {number + 1} ({_told(values)}, "
+            f"gradient {norm:.4g}); images of the batch: {', '.join(keys[:8])}"
+            f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}. The last checkpoint is "
+            "kept; try a lower --learning-rate."
         )
-    accelerator.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad()
     return {
@@ -208,25 +250,42 @@ def _step(
     }
 
 
-def _make_optimizer(model: nn.Module, settings: TrainingSettings, head: str) -> torch.optim.AdamW:
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def _make_optimizer(
+    model: PreTrainedModel, settings: TrainingSettings, head: str
+) -> torch.optim.AdamW:
+    layers = model.config.num_hidden_layers
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        key = (parameter.ndim > 1, name.startswith(head))
-        groups.setdefault(key, []).append(parameter)
+        rate = settings.learning_rate * settings.layer_lr_decay ** _depth(name, layers)
+        if name.startswith(head):
+            rate *= settings.head_lr_multiplier
+        groups.setdefault((parameter.ndim > 1, rate), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "weight_decay": WEIGHT_DECAY if decay else 0.0,
-                "lr": (
-                    rate := settings.learning_rate * (settings.head_lr_multiplier if top else 1)
-                ),
+                "lr": rate,
                 "initial_lr": rate,
             }
-            for (decay, top), parameters in sorted(groups.items())
+            for (decay, rate), parameters in groups.items()
         ],
         fused=True,
     )
+
+
+def _depth(name: str, layers: int) -> int:
+    """How many layers lie above a parameter: 0 of heads and pooler, layers + 1 of embeddings."""
+    if match := re.search(r"encoder\.layer\.(\d+)\.", name):
+        return layers - int(match[1])
+    below = ("embeddings.", "grid_projection.", "box_projection.")
+    return layers + 1 if any(part in name for part in below) else 0
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # A CPU's allocator raises a plain RuntimeError.
+    plain = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _restore(
@@ -243,7 +302,9 @@ def _restore(
         raise UserError(
             f"The checkpoint {folder} does not fit the model: {missing[:3]} {unexpected[:3]}"
         )
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    optimizer.load_state_dict(
+        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    )
     return state["step"], state["kept"]
 
 

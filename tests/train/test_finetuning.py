@@ -13,7 +13,7 @@ from gridvlp.train.pretraining import pretrain
 from gridvlp.train.relevance import explain
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from tests.squares import CHANNELS, grid_map
+from tests.squares import CHANNELS, grid_map, write_store
 
 
 def silent(_line):
@@ -66,7 +66,7 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     options = make("vqa", training={"epochs": 8})
     figures = finetune(options, told.append)
     assert figures["accuracy"] == 100
-    assert any("4 of 4 answers start from the pre-training head" in line for line in told)
+    assert any("Encoder and answer head from" in line for line in told)
     outcome = evaluate("vqa", "val", run=options.run, withheld=True, say=silent)
     assert outcome.figures["accuracy"] == 100
     assert outcome.withheld["accuracy"] <= 60
@@ -94,13 +94,21 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     assert sum(chances) == pytest.approx(1, abs=1e-5)
 
 
-def test_nlvr2_pairs_are_told_apart(make):
-    options = make("nlvr2", training={"epochs": 30})
+@pytest.mark.parametrize("head", ["pair", "triplet", "pair-attention"])
+def test_nlvr2_pairs_are_told_apart(make, head):
+    options = make("nlvr2", head=head, training={"epochs": 30})
     assert finetune(options, silent)["accuracy"] >= 90
     outcome = evaluate("nlvr2", "dev", run=options.run, say=silent)
     assert outcome.withheld is None
     assert outcome.predictions.suffix == ".csv"
     assert len(outcome.predictions.read_text().splitlines()) == outcome.examples == 16
+
+
+def test_a_tasks_own_options_are_its_own(make):
+    with pytest.raises(UserError, match="vqa has no option --head"):
+        finetune(make("vqa", head="pair"), silent)
+    with pytest.raises(UserError, match="no head 'pairs'; it has pair, triplet, pair-attention"):
+        finetune(make("nlvr2", head="pairs"), silent)
 
 
 def test_batch_size_does_not_change_the_answers(make):
@@ -157,6 +165,9 @@ def test_maps_of_another_encoder_are_refused(make, squares, tmp_path):
         finetune(replace(options, features=(tmp_path / "weights",)), silent)
     with pytest.raises(UserError, match="grids of 8 channels; the store has 16"):
         finetune(replace(options, features=(tmp_path / "channels",)), silent)
+    write_store(tmp_path / "regions", kind="regions")
+    with pytest.raises(UserError, match="trained on grids; the store holds regions"):
+        finetune(replace(options, features=(tmp_path / "regions",)), silent)
 
 
 def test_another_tasks_run_is_refused(make):

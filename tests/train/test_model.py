@@ -9,6 +9,7 @@ from gridvlp.train.model import (
     AnswerHead,
     GridVLPConfig,
     GridVLPForAnswering,
+    GridVLPForPairAttention,
     GridVLPForPairs,
     GridVLPForPreTraining,
     GridVLPModel,
@@ -95,6 +96,65 @@ def test_masked_words_are_predicted_at_their_flat_positions():
     assert decoder is model.bert.embeddings.word_embeddings.weight
 
 
+def test_a_regions_box_matters_and_its_order_does_not():
+    torch.manual_seed(0)
+    model = GridVLPModel(small_config(regions=True)).eval()
+    given = inputs()
+    corners = torch.rand(2, 7, 2, 2, generator=torch.Generator().manual_seed(1)).sort(dim=2).values
+    boxes_IG4 = corners.flatten(2)
+    order = torch.randperm(7)
+    alone = {"input_ids_BL": given["input_ids_BL"][:1], "text_mask_BL": given["text_mask_BL"][:1]}
+    grids_IGC = given["grids_IGC"][:1]
+    with torch.no_grad():
+        _, one = model(**alone, grids_IGC=grids_IGC, boxes_IG4=boxes_IG4[:1])
+        _, other = model(**alone, grids_IGC=grids_IGC[:, order], boxes_IG4=boxes_IG4[:1, order])
+        _, moved = model(**alone, grids_IGC=grids_IGC, boxes_IG4=boxes_IG4[:1] / 2)
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(one, moved, atol=1e-5)
+
+
+def test_two_images_in_one_sequence_have_a_modality_each():
+    torch.manual_seed(0)
+    model = GridVLPForAnswering(small_config(type_vocab_size=3)).eval()
+    given = {**inputs(), "image_index_B": torch.tensor([[0, 1], [1, 0], [1, 1]])}
+    with torch.no_grad():
+        plain = model(given)
+        given["image_index_B"] = given["image_index_B"].flip(1)
+        swapped = model(given)
+        modality_TD = model.bert.embeddings.token_type_embeddings.weight
+        modality_TD[2] = modality_TD[1]
+        same = model(given)
+        given["image_index_B"] = given["image_index_B"].flip(1)
+        flipped = model(given)
+    assert not torch.allclose(plain[:2], swapped[:2], atol=1e-4)
+    torch.testing.assert_close(plain[2], swapped[2])
+    torch.testing.assert_close(same, flipped, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_between_a_pair_is_blind_to_padding():
+    torch.manual_seed(0)
+    model = GridVLPForPairAttention(small_config()).eval()
+    given = inputs()
+    pair = {
+        "input_ids_BL": given["input_ids_BL"][[1, 1]],
+        "text_mask_BL": given["text_mask_BL"][[1, 1]],
+        "grids_IGC": given["grids_IGC"],
+        "grid_mask_IG": given["grid_mask_IG"],
+        "image_index_B": torch.tensor([0, 1]),
+    }
+    with torch.no_grad():
+        one = model(pair)
+        noisy = {**pair, "grids_IGC": pair["grids_IGC"].clone()}
+        noisy["grids_IGC"][1, 5:] = 100.0  # behind the mask
+        noisy["input_ids_BL"] = pair["input_ids_BL"].clone()
+        noisy["input_ids_BL"][:, 4:] = 7
+        other = model(noisy)
+        swapped = model({**pair, "image_index_B": torch.tensor([1, 0])})
+    assert one.shape == (1, 3)
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(one, swapped, atol=1e-4)
+
+
 def test_swapping_the_images_of_a_pair_swaps_the_halves():
     config = small_config()
     model = GridVLPForPairs(config).eval()
@@ -131,10 +191,51 @@ def test_saved_weights_come_back_and_misfits_are_named(tmp_path):
         assert torch.equal(one, other), name
     with pytest.raises(UserError, match=r"do not fit GridVLPForPreTraining: \d+ keys \(cls"):
         load_model(GridVLPForPreTraining, tmp_path)
-    with pytest.raises(UserError, match=r"answering\.classifier"):
-        load_model(GridVLPForAnswering, tmp_path, answers=["yes"])
     with pytest.raises(UserError, match="holds no model"):
         load_model(GridVLPForAnswering, tmp_path / "nothing")
+
+
+def test_answer_rows_positions_and_modalities_of_other_sizes_are_kept_as_far_as_they_go(tmp_path):
+    model = GridVLPForAnswering(small_config(max_position_embeddings=24))
+    model.save_pretrained(tmp_path)
+    told = []
+    back, fresh = load_model(
+        GridVLPForAnswering,
+        tmp_path,
+        answers=["red", "cat", "yes", "dog"],
+        max_position_embeddings=30,
+        type_vocab_size=3,
+        say=told.append,
+    )
+    assert fresh == []
+    head, before = back.answering.classifier, model.answering.classifier
+    assert head.weight[0].equal(before.weight[2])
+    assert head.weight[2].equal(before.weight[0])
+    assert head.bias[2].equal(before.bias[0])
+    assert head.weight[[1, 3]].abs().sum() == 0
+    ours, theirs = back.bert.embeddings, model.bert.embeddings
+    assert ours.position_embeddings.weight[:24].equal(theirs.position_embeddings.weight)
+    assert ours.position_embeddings.weight[24:].abs().sum() > 0
+    assert ours.token_type_embeddings.weight[[1, 2]].equal(
+        theirs.token_type_embeddings.weight[[1, 1]]
+    )
+    assert "2 of 4 answers start from their row" in told[0]
+    assert "position_embeddings.weight: 24 rows in" in told[1]
+    assert "token_type_embeddings.weight: 2 rows in" in told[2]
+    # The same number of other answers must not take the rows as they stand.
+    back, _ = load_model(
+        GridVLPForAnswering, tmp_path, answers=["red", "yes", "cat"], say=told.append
+    )
+    assert back.answering.classifier.weight[0].equal(before.weight[2])
+    assert "2 of 3 answers" in told[-1]
+
+
+def test_positions_too_few_for_a_sentence_are_made_up_for(tmp_path):
+    GridVLPModel(small_config(max_position_embeddings=8)).save_pretrained(tmp_path)
+    told = []
+    model, _ = load_model(GridVLPModel, tmp_path, say=told.append)
+    assert len(model.embeddings.position_embeddings.weight) == 20
+    assert "8 rows in" in told[0]
 
 
 def test_answer_rows_are_copied_by_name_and_others_are_zero():

@@ -24,10 +24,10 @@ def get_task(name: str, answers: Iterable[str] | None = None, **options: Any) ->
         name: vqa, gqa or nlvr2.
         answers: class names (a checkpoint's, or ``AnswerVocabulary.from_file(path)``); None to
             build them with ``task.build_answers(data)``.
-        options: the task's own, such as ``loss`` of GQA.
+        options: the task's own: ``loss`` of GQA, ``head`` of NLVR2.
 
     Raises:
-        UserError: there is no such task, with the name that may have been meant.
+        UserError: there is no such task (with the name that may have been meant) or no such option.
     """
     try:
         kind = TASKS[name]

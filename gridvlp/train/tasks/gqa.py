@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOSSES = ("bce", "ce")
 _SEMANTIC = {
     "attr": "attribute",
     "cat": "category",
@@ -59,17 +58,12 @@ class GQA(Task):
     """
 
     name = "gqa"
+    choices = {"loss": ("bce", "ce")}  # noqa: RUF012
     splits = ("train", "val", "testdev", "test", "challenge", "val-all", "testdev-all", "test-all")
     aliases = {"submission": "test-all"}  # noqa: RUF012
     train_splits = ("train", "val")
     valid_split = "testdev"
     test_split = "testdev"
-
-    def __init__(self, answers: Iterable[str] | None = None, loss: str = "bce") -> None:
-        super().__init__(answers)
-        if loss not in LOSSES:
-            raise UserError(f"GQA has no loss {loss!r}; it has {' and '.join(LOSSES)}.")
-        self.loss_name = loss
 
     def files(self, data: Path, split: str) -> list[Path]:
         """The questions."""
@@ -121,11 +115,17 @@ class GQA(Task):
         """As the ``loss`` option says; with "ce" a question without a class adds nothing."""
         from torch.nn import functional
 
-        if self.loss_name == "bce":
+        if self.options["loss"] == "bce":
             mean = functional.binary_cross_entropy_with_logits(logits_BA, targets_BA)
             return mean * logits_BA.shape[1]
         losses_B = functional.cross_entropy(logits_BA, targets_BA, reduction="none")
-        return losses_B.sum() / (targets_BA.sum(dim=1) > 0).sum().clamp(min=1)
+        return losses_B.sum() / max(1, self.terms(targets_BA))
+
+    def terms(self, targets_BA: Tensor) -> int:
+        """With "ce" only the questions that have a class."""
+        if self.options["loss"] == "bce":
+            return len(targets_BA)
+        return int((targets_BA.sum(dim=1) > 0).sum())
 
     def credit(self, truth: Truth, answer: str) -> float:
         """1 where the answer is the label."""

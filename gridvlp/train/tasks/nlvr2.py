@@ -29,10 +29,15 @@ class NLVR2(Task):
 
     Splits: ``train``, ``dev``, ``test1`` (test-P, public) and ``test2`` (test-U), one JSON-lines
     file each.
+
+    Args:
+        answers: the class names; None to build them.
+        head: "pair" (each photo with the sentence, LXMERT), "triplet" (both photos in one sequence)
+            or "pair-attention" (UNITER's best).
     """
 
     name = "nlvr2"
-    head = "pair"
+    choices = {"head": ("pair", "triplet", "pair-attention")}  # noqa: RUF012
     images_per_example = 2
     splits = ("train", "dev", "test1", "test2")
     aliases = {"test-P": "test1", "test": "test1", "test-U": "test2"}  # noqa: RUF012

@@ -113,14 +113,16 @@ class Task(ABC):
 
     Args:
         answers: the class names, in order; None to build them with ``build_answers``.
+        options: the task's own, from ``choices``; the first of each is the default.
 
     Attributes:
         answers: the class names; the file's, or those built.
+        options: the value of each.
         notes: how the classes came about, for a report.
     """
 
     name: ClassVar[str]
-    head: ClassVar[str] = "answer"  # or "pair": which model the task takes
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     images_per_example: ClassVar[int] = 1
     splits: ClassVar[tuple[str, ...]]
     aliases: ClassVar[dict[str, str]] = {}
@@ -129,8 +131,16 @@ class Task(ABC):
     test_split: ClassVar[str]
     submission_suffix: ClassVar[str] = ".json"
 
-    def __init__(self, answers: Iterable[str] | None = None) -> None:
+    def __init__(self, answers: Iterable[str] | None = None, **options: str) -> None:
         self.notes: list[str] = []
+        self.options = {name: values[0] for name, values in self.choices.items()}
+        for name, value in options.items():
+            if name not in self.choices:
+                raise UserError(f"{self.name} has no option --{name}.")
+            if value not in self.choices[name]:
+                known = ", ".join(self.choices[name])
+                raise UserError(f"{self.name} has no {name} {value!r}; it has {known}.")
+            self.options[name] = value
         self._vocabulary = AnswerVocabulary(answers) if answers is not None else None
 
     # ------------------------------------------------------------------ to be written by a task
@@ -155,6 +165,10 @@ class Task(ABC):
     def loss(self, logits_BA: Tensor, targets_BA: Tensor) -> Tensor:
         """The scalar loss; ``targets_BA`` as ``targets`` makes them."""
 
+    def terms(self, targets_BA: Tensor) -> int:
+        """How many examples ``loss`` is the mean of."""
+        return len(targets_BA)
+
     @abstractmethod
     def credit(self, truth: Any, answer: str) -> float:
         """What the official accuracy gives one answer, from 0 to 1; ``truth`` as in Example."""
@@ -172,6 +186,11 @@ class Task(ABC):
         """The text of the file that the task's server takes."""
 
     # ------------------------------------------------------------------------- common to all
+
+    @property
+    def head(self) -> str:
+        """Which of ``TASK_MODELS`` the task takes."""
+        return self.options.get("head", "answer")
 
     @property
     def answers(self) -> tuple[str, ...]:
