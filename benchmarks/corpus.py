@@ -44,8 +44,9 @@ SYLLABLES = ["ba", "co", "di", "fen", "gor", "hul", "ka", "lem", "mi", "nor", "p
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--scale", default=1.0, help="Share of the pairs and images.")
 @click.option("--rounds", default=2, help="Starts with a cache.")
+@click.option("--write", "only", is_flag=True, help="Write it and do no more.")
 @click.option("--start", "one", is_flag=True, hidden=True, help="Measure one start, print JSON.")
-def main(folder: Path, scale: float, rounds: int, one: bool) -> None:
+def main(folder: Path, scale: float, rounds: int, only: bool, one: bool) -> None:
     """Write the corpus to FOLDER, if it is not there, and start on it."""
     if one:
         click.echo(json.dumps(start(folder)))
@@ -56,9 +57,11 @@ def main(folder: Path, scale: float, rounds: int, one: bool) -> None:
         size = sum(path.stat().st_size for path in (folder / "data").rglob("*.json"))
         click.echo(f"Written in {time.perf_counter() - begun:.0f} s: {size / 1e9:.2f} GB of JSON")
         (folder / "written").touch()
+    if only:
+        return
     shutil.rmtree(folder / "data" / ".gridvlp-cache", ignore_errors=True)
     for name in ("no cache", *["cache"] * rounds):
-        told = child(folder)
+        told = child(folder, shown=name == "no cache")
         points = ", ".join(f"{point} {seconds:.1f}" for point, seconds in told["seconds"].items())
         memory = ", ".join(f"{kind} {mb:.0f}" for kind, mb in told["mb"].items())
         click.echo(f"{name}: {told['pairs']:,} pairs on {told['images']:,} images")
@@ -70,10 +73,11 @@ def main(folder: Path, scale: float, rounds: int, one: bool) -> None:
     click.echo(f"cache on disk: {cache / 1e6:.0f} MB")
 
 
-def child(folder: Path) -> dict[str, Any]:
-    """Measure a start in a fresh process."""
+def child(folder: Path, shown: bool) -> dict[str, Any]:
+    """Measure a start in a fresh process, whose own messages may be shown."""
     line = [sys.executable, "-W", "ignore", __file__, str(folder), "--start"]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+    told = None if shown else subprocess.DEVNULL
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=told, text=True, check=False)
     if done.returncode:
         raise click.ClickException("a start failed")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
