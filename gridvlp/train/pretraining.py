@@ -29,8 +29,8 @@ from gridvlp.train.settings import PreTrainingOptions
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
     Encoder,
+    corpus_tokenizer,
     load_tokenizer,
-    train_tokenizer,
 )
 from gridvlp.train.training import Losses, first_only, fit, make_accelerator
 
@@ -389,7 +389,7 @@ def _make_model(
             tokenizer = load_tokenizer(options.vocabulary or standard)
             told.append(f"Vocabulary: {options.vocabulary or standard}, {len(tokenizer):,} pieces.")
         else:
-            tokenizer = train_tokenizer(lambda: map(corpus.sentence, range(len(corpus))))
+            tokenizer = corpus_tokenizer(corpus)
             told.append(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces.")
         config = GridVLPConfig(
             vocab_size=len(tokenizer),

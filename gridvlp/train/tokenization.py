@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizer
 
 from gridvlp.errors import UserError
+from gridvlp.progress import track
+from gridvlp.train.corpora import Corpus
 
 MAX_TOKENS = 20  # paper 4.2: the sentence's length, [CLS] and [SEP] included as in LXMERT
 BERT_VOCABULARY_SIZE = 30522
@@ -68,6 +72,31 @@ def train_tokenizer(
         special_tokens=[*SPECIAL_TOKENS, *alphabet, *(f"##{c}" for c in alphabet)],
     )
     return BertTokenizer(vocab=learner.get_vocab())
+
+
+def corpus_tokenizer(corpus: Corpus) -> BertTokenizer:
+    """The WordPiece vocabulary of a corpus's sentences: learned once and kept beside its files."""
+    path = corpus.folder / f"vocabulary-{corpus.selection[:16]}.txt"
+    if path.is_file():
+        return load_tokenizer(path)
+    with track("Learning word pieces", 2 * len(corpus), "sentences") as bar:  # two passes
+
+        def sentences() -> Iterator[str]:
+            for number, sentence in enumerate(corpus.sentences(), 1):
+                yield sentence
+                if number % 4096 == 0:
+                    bar.advance(4096)
+
+        tokenizer = train_tokenizer(sentences)
+        bar.advance(bar.total - bar.done)
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(
+        OSError
+    ):  # a cache that cannot be written to costs the next start this time again
+        temporary.write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+        os.replace(temporary, path)
+    return tokenizer
 
 
 class Encoder:

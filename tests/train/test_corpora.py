@@ -66,6 +66,7 @@ def data(tmp_path):
 
 
 def content(corpus):
+    assert list(corpus.sentences()) == [corpus.sentence(i) for i in range(len(corpus))]
     return {
         corpus.image_key(i): [
             (corpus.source_of(j), corpus.sentence(j)) for j in corpus.sentences_of(i)

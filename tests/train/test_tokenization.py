@@ -3,7 +3,14 @@ import pytest
 from transformers import BertTokenizer
 
 from gridvlp.errors import UserError
-from gridvlp.train.tokenization import Encoder, load_tokenizer, train_tokenizer
+from gridvlp.train import tokenization
+from gridvlp.train.corpora import Corpus
+from gridvlp.train.tokenization import (
+    Encoder,
+    corpus_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 SENTENCES = ["a red cube and a ball", "is the ball red ?", "the cube is on the ball"] * 3
 
@@ -49,3 +56,19 @@ def test_the_published_vocabulary_loads(shared_data):
     tokenizer = load_tokenizer(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
     ids_BL, _, _ = Encoder(tokenizer).encode(["a photo of two cats"])
     assert ids_BL.tolist() == [[101, 1037, 6302, 1997, 2048, 8870, 102]]
+
+
+def test_a_corpus_is_learned_from_once(squares, tmp_path, monkeypatch):
+    def build(photos=None):
+        return Corpus.build(squares / "data", photos, cache=tmp_path)
+
+    corpus = build()
+    expected = train_tokenizer(lambda: map(corpus.sentence, range(len(corpus)))).get_vocab()
+    assert corpus_tokenizer(corpus).get_vocab() == expected
+    calls = []
+    learn = tokenization.train_tokenizer
+    monkeypatch.setattr(tokenization, "train_tokenizer", lambda s: calls.append(1) or learn(s))
+    assert corpus_tokenizer(build()).get_vocab() == expected
+    assert not calls
+    corpus_tokenizer(build([f"{1:012}"]))  # other photos, other sentences
+    assert calls == [1]
