@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ from gridvlp.train.settings import (
 CONFIG = Path("gridvlp.yaml")
 STORE = Path("store.zarr")
 TASKS = tuple(FINE_TUNING)
+TASK_FILE = re.compile(r"finetune .+\.py")  # the section of a task of one's own
 PRETRAIN = PreTrainingOptions(features=(STORE,))
 FINETUNE = FineTuningOptions("", (STORE,), FINE_TUNING["vqa"])
 FOLDER = click.Path(path_type=Path)
@@ -87,7 +89,7 @@ class Command(click.Command):
         if not isinstance(sections, dict):
             raise UserError(f"{path} must have a section for each command, as in recipes/.")
         for title in sections:
-            if title not in known:
+            if title not in known and not TASK_FILE.fullmatch(str(title)):
                 raise UserError(f"{path}: {title!r} is no command.{_near(str(title), known)}")
         for title in (self.name, f"{self.name} {task}"):
             section = sections.get(title) or {}
@@ -606,11 +608,13 @@ def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values:
 )
 @training_options(per_task=True)
 def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
-    """Fine-tune on TASK: vqa, gqa or nlvr2."""
-    _check_task(task)
+    """Fine-tune on TASK: vqa, gqa, nlvr2, or a file of Python with a task of your own."""
+    from gridvlp.train.tasks import get_task
+
+    own = get_task(task)
     names = (*TRAINING, "head_lr_multiplier")
     given = {name: values.pop(name) for name in names}
-    training = replace(FINE_TUNING[task], **{k: v for k, v in given.items() if v is not None})
+    training = replace(own.training, **{k: v for k, v in given.items() if v is not None})
     own_values = [f"{_option(k)}={getattr(training, k)}" for k in names if given[k] is None]
     if own_values:
         _note(f"Of the task: {' '.join(own_values)}")
@@ -618,17 +622,15 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
     options = FineTuningOptions(task, tuple(features), training, **values)
     _need_stores(features)
     from gridvlp.train.finetuning import finetune as run
-    from gridvlp.train.tasks import get_task
 
     if _by_default("features"):
-        own = get_task(task)
         splits = (
             *(options.train_splits or own.train_splits),
             options.valid_split or own.valid_split,
         )
         _complete_store(task, splits, options.data)
     _print_figures(run(options, click.echo))
-    folder = options.run or Path("runs") / f"finetune-{task}"
+    folder = options.run or Path("runs") / f"finetune-{own.name}"
     _report(folder)
     click.echo(f"Model: {folder / 'model'}. Next: gridvlp evaluate {task}")
 
@@ -657,15 +659,16 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
 @click.option("--withheld", is_flag=True, help="Score with the image withheld (grids zeroed), too.")
 def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> None:
     """Score a fine-tuned model on a split and write its predictions file."""
-    _check_task(task)
-    values["features"] = tuple(values["features"]) or None
-    from gridvlp.train.evaluation import evaluate as score
     from gridvlp.train.tasks import get_task
 
-    split = split or get_task(task).test_split
+    own = get_task(task)
+    values["features"] = tuple(values["features"]) or None
+    from gridvlp.train.evaluation import evaluate as score
+
+    split = split or own.test_split
     if _by_default("features") and STORE.exists():
         _complete_store(task, (split,), values["data"] or DATA)
-    run = run or Path("runs") / f"finetune-{task}"
+    run = run or Path("runs") / f"finetune-{own.name}"
     outcome = score(task, split, run=run, say=click.echo, **values)
     if outcome.figures is None:
         click.echo("This split has no labels: no score.")
@@ -723,13 +726,15 @@ def predict(
     picture: Path | None,
 ) -> None:
     """Answer a question about a photo, or judge a statement about two (TASK: vqa, gqa, nlvr2)."""
-    _check_task(task)
+    from gridvlp.train.tasks import get_task
+
+    own = get_task(task)
     if bool(images) == bool(keys):
         raise UserError("Give either --image or --key.")
     from gridvlp.store import FeatureStore
     from gridvlp.train.relevance import answer
 
-    run = run or Path("runs") / f"finetune-{task}"
+    run = run or Path("runs") / f"finetune-{own.name}"
     with tempfile.TemporaryDirectory() as folder:
         if images:
             from gridvlp.extract.extraction import extract as run_extract
@@ -781,13 +786,6 @@ def _report(run: Path) -> None:
 def _note(line: str) -> None:
     if FIRST_PROCESS:
         click.echo(line, err=True)
-
-
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise UserError(
-            f"There is no task {task!r}: the tasks are {', '.join(TASKS)}.{_near(task, TASKS)}"
-        )
 
 
 def _by_default(name: str) -> bool:

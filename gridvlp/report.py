@@ -347,6 +347,11 @@ class _Explainer:
         except UserError as error:
             notes.append(f"no photos and no heat maps: {error}")
             return
+        from gridvlp.train.tasks import is_file
+
+        if is_file(options["task"]):  # a folder from elsewhere must not name what is executed
+            notes.append("no heat maps: a report does not run the file that the task is in")
+            return
         try:
             from gridvlp.train.checkpoints import model_folder
             from gridvlp.train.evaluation import load_finetuned

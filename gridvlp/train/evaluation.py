@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _records(task: Task, examples: list[Example], found: Predictions) -> str:
             "sentence": example.sentence,
             "images": example.images,
             "kind": example.kind,
-            "truth": None if truth is None else asdict(truth),
+            "truth": asdict(truth) if is_dataclass(truth) else truth,
             "labels": {task.answers[place]: score for place, score in example.target},
             "predicted": predicted,
             "top": top,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gridvlp.errors import UserError
 from gridvlp.train import json_files
 from gridvlp.train.image_ids import ImageIds
+from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class GQA(Task):
     train_splits = ("train", "val")
     valid_split = "testdev"
     test_split = "testdev"
+    training = FINE_TUNING["gqa"]
 
     def files(self, data: Path, split: str) -> list[Path]:
         """The questions."""

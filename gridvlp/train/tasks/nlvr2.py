@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gridvlp.errors import UserError
 from gridvlp.train import json_files
 from gridvlp.train.image_ids import ImageIds
+from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, percent
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class NLVR2(Task):
     train_splits = ("train",)
     valid_split = "dev"
     test_split = "test1"
+    training = FINE_TUNING["nlvr2"]
     submission_suffix = ".csv"
 
     def files(self, data: Path, split: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """What a task is: its records, its head, its loss, its metric, its submission file.
 
-A new task is one file with one subclass of ``Task``, and a line in ``tasks/__init__.py``.
+A new task is one file with one subclass of ``Task`` (docs/tasks.md).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from gridvlp.errors import UserError
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.image_ids import first_present
+from gridvlp.train.settings import FINE_TUNING, TrainingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +131,7 @@ class Task(ABC):
     valid_split: ClassVar[str]
     test_split: ClassVar[str]
     submission_suffix: ClassVar[str] = ".json"
+    training: ClassVar[TrainingSettings] = FINE_TUNING["vqa"]
 
     def __init__(self, answers: Iterable[str] | None = None, **options: str) -> None:
         self.notes: list[str] = []
