@@ -265,7 +265,7 @@ class Corpus:
         """Hex sha256 over all sentences: the files, the part, and the photos that have a map."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for array in (self._rows, self.offsets):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def source_of(self, sentence: int) -> str:
