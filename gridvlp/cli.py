@@ -197,7 +197,32 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
 
 
 @cli.command("train-extractor")
-@click.option("--visual-genome", type=FOLDER, required=True, help="Folder of the release.")
+@click.option(
+    "--visual-genome",
+    type=FOLDER,
+    show_default="none",
+    help="Train on the official release in this folder (docs/data.md); or else:",
+)
+@click.option(
+    "--annotations",
+    type=FOLDER,
+    multiple=True,
+    show_default="none",
+    help="Train on a COCO-style .json, with or without attribute_ids; give several times to join.",
+)
+@click.option(
+    "--valid-annotations",
+    type=FOLDER,
+    show_default="a share of the photos, --valid",
+    help="Measure on the photos of this .json.",
+)
+@click.option(
+    "--photos",
+    type=FOLDER,
+    multiple=True,
+    show_default="beside annotations/",
+    help="Folder of the photos of --annotations, searched through; give several times.",
+)
 @click.option("--run", type=FOLDER, default=TRAIN_EXTRACTOR.run, help="Folder of this run.")
 @click.option(
     "--backbone",
@@ -239,6 +264,11 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
 @click.option(
     "--res5-dilation", default=TRAIN_EXTRACTOR.res5_dilation, help="Dilation of C5 in training."
 )
+@click.option(
+    "--rpn-boundary",
+    default=TRAIN_EXTRACTOR.rpn_boundary,
+    help="Pixels that a trained anchor may reach beyond the photo; -1 for any.",
+)
 @click.option("--rpn-batch", default=TRAIN_EXTRACTOR.rpn_batch, help="Anchors per photo.")
 @click.option("--roi-batch", default=TRAIN_EXTRACTOR.roi_batch, help="Boxes per photo.")
 @click.option("--proposals", default=TRAIN_EXTRACTOR.proposals, help="Proposals kept per photo.")
@@ -256,14 +286,39 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
     help="auto: bfloat16 where the hardware multiplies in it.",
 )
 @click.option("--threads", default=TRAIN_EXTRACTOR.threads, help="Threads that read ahead.")
+@click.option(
+    "--num-gpus",
+    default=TRAIN_EXTRACTOR.num_gpus,
+    help="Processes on this machine, one for each GPU; without GPUs they share the cores.",
+)
+@click.option(
+    "--num-machines",
+    default=TRAIN_EXTRACTOR.num_machines,
+    help="Machines; give the command on each of them.",
+)
+@click.option(
+    "--machine-rank", default=TRAIN_EXTRACTOR.machine_rank, help="Number of this machine, from 0."
+)
+@click.option(
+    "--dist-url",
+    default=TRAIN_EXTRACTOR.dist_url,
+    help="Where the machines meet: tcp://HOST:PORT of machine 0; auto for one machine.",
+)
 def train_extractor(**values: Any) -> None:
-    """Pre-train the encoder on Visual Genome's objects and attributes (Detectron2)."""
+    """Pre-train the encoder as a detector of objects and attributes (Detectron2).
+
+    Either on Visual Genome's official release, --visual-genome, or on COCO-style annotations,
+    --annotations, such as COCO's instances or the visual_genome_train.json that grid-feats-vqa
+    published. The defaults are grid-feats-vqa's, from scratch: start from an ImageNet checkpoint
+    with --weights as they did. Batch sizes are of all GPUs together.
+    """
     options = TrainExtractorOptions(**values)
     from gridvlp.extract.training import train_extractor as run
 
     _print_figures(run(options, click.echo))
-    _report(options.run)
-    click.echo(f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/")
+    if options.machine_rank == 0:
+        _report(options.run)
+        click.echo(f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/")
 
 
 @cli.command()

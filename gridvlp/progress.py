@@ -28,13 +28,14 @@ class _RateAndETA(ProgressColumn):
 class Tracker:
     """What the work reports to: how far it is, and a short note shown beside the bar."""
 
-    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int, quiet: bool) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.note = ""
-        self._console = Console(stderr=True, quiet=not FIRST_PROCESS)
+        quiet = quiet or not FIRST_PROCESS
+        self._console = Console(stderr=True, quiet=quiet)
         self._bar: Progress | None = None
         self._first, self._start, self._logged = done, time.monotonic(), time.monotonic()
-        if self._console.is_terminal and FIRST_PROCESS:
+        if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -81,9 +82,11 @@ class Tracker:
 
 
 @contextmanager
-def track(title: str, total: int, unit: str, done: int = 0) -> Iterator[Tracker]:
-    """Follow ``total`` units of work of which ``done`` were done before."""
-    tracker, complete = Tracker(title, total, unit, done), False
+def track(
+    title: str, total: int, unit: str, done: int = 0, quiet: bool = False
+) -> Iterator[Tracker]:
+    """Follow ``total`` units of work, ``done`` of them done before; ``quiet`` shows nothing."""
+    tracker, complete = Tracker(title, total, unit, done, quiet), False
     try:
         yield tracker
         complete = True

@@ -28,18 +28,20 @@ NO_ATTRIBUTE = -1
 
 
 class AttributePredictor(nn.Module):
-    """Attributes of a box from its feature and its true class."""
+    """Attributes of a box from its feature and its true class; named as in grid-feats-vqa."""
 
     def __init__(self, feature_size: int, classes: int, attributes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(classes + 1, EMBEDDING_SIZE)
-        self.fc = nn.Linear(feature_size + EMBEDDING_SIZE, HIDDEN_SIZE)
-        self.score = nn.Linear(HIDDEN_SIZE, attributes)
+        self.obj_embed = nn.Embedding(classes + 1, EMBEDDING_SIZE)
+        self.fc = nn.Sequential(nn.Linear(feature_size + EMBEDDING_SIZE, HIDDEN_SIZE), nn.ReLU())
+        self.attr_score = nn.Linear(HIDDEN_SIZE, attributes)
+        nn.init.normal_(self.attr_score.weight, std=0.01)
+        nn.init.zeros_(self.attr_score.bias)
 
     def forward(self, features_ND: Tensor, classes_N: Tensor) -> Tensor:
         """Logits (N, attributes)."""
-        joined = torch.cat([features_ND, self.embedding(classes_N)], dim=-1)
-        return self.score(functional.relu(self.fc(joined)))
+        joined = torch.cat([features_ND, self.obj_embed(classes_N)], dim=-1)
+        return self.attr_score(self.fc(joined))
 
     def loss(self, logits_NK: Tensor, attributes_NM: Tensor) -> Tensor:
         """Cross-entropy over a box's attributes, averaged per box, then over boxes.
@@ -59,11 +61,18 @@ class AttributePredictor(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class GridROIHeads(StandardROIHeads):
-    """Detectron2's box head with an attribute predictor on the foreground boxes."""
+    """Detectron2's box head with an attribute predictor on the foreground boxes.
+
+    There is no predictor where the annotations tell no attributes.
+    """
 
     @configurable
     def __init__(
-        self, *, attribute_predictor: AttributePredictor, attribute_weight: float, **kwargs: Any
+        self,
+        *,
+        attribute_predictor: AttributePredictor | None,
+        attribute_weight: float,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.attribute_weight = attribute_weight
@@ -73,10 +82,10 @@ class GridROIHeads(StandardROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Detectron2's hook: the arguments of ``__init__`` from a configuration."""
         made = super().from_config(cfg, input_shape)
-        made["attribute_predictor"] = AttributePredictor(
-            made["box_head"].output_shape.channels,
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            cfg.MODEL.ROI_ATTRIBUTE_HEAD.NUM_CLASSES,
+        channels, classes = made["box_head"].output_shape.channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        attributes = cfg.MODEL.ROI_ATTRIBUTE_HEAD.NUM_CLASSES
+        made["attribute_predictor"] = (
+            AttributePredictor(channels, classes, attributes) if attributes else None
         )
         made["attribute_weight"] = cfg.MODEL.ROI_ATTRIBUTE_HEAD.LOSS_WEIGHT
         return made
@@ -89,6 +98,8 @@ class GridROIHeads(StandardROIHeads):
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
+        if self.attribute_predictor is None:
+            return losses
         classes_N = torch.cat([found.gt_classes for found in proposals])
         attributes_NM = torch.cat([found.gt_attributes for found in proposals])
         foreground_N = (classes_N >= 0) & (classes_N < self.num_classes)
@@ -99,27 +110,33 @@ class GridROIHeads(StandardROIHeads):
 
     def describe(
         self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Class logits (N, classes + 1) and attribute logits (N, K) of given boxes.
 
-        The attributes are predicted for the true class ``gt_classes``.
+        The attributes are predicted for the true class ``gt_classes``; None without a predictor.
         """
         maps = [features[name] for name in self.box_in_features]
         features_ND = self.box_head(self.box_pooler(maps, [found.gt_boxes for found in instances]))
-        classes_N = torch.cat([found.gt_classes for found in instances])
-        logits = self.attribute_predictor(features_ND, classes_N)
+        logits = None
+        if self.attribute_predictor is not None:
+            classes_N = torch.cat([found.gt_classes for found in instances])
+            logits = self.attribute_predictor(features_ND, classes_N)
         return self.box_predictor(features_ND)[0], logits
 
 
 def build_detector(
     options: TrainExtractorOptions, architecture: Architecture, classes: int, attributes: int
 ) -> nn.Module:
-    """The detector in training mode; batch norms are frozen if it starts from given weights."""
+    """The detector in training mode; batch norms are frozen if it starts from given weights.
+
+    From scratch, with several processes, the norms see the whole batch.
+    """
     frozen = options.weights is not None
+    norm = "FrozenBN" if frozen else "BN"
+    if not frozen and options.processes > 1:
+        norm = "SyncBN" if torch.cuda.is_available() else "naiveSyncBN"
     cfg = architecture.config(
-        dilation=options.res5_dilation,
-        norm="FrozenBN" if frozen else "BN",
-        freeze_at=2 if frozen else 0,
+        dilation=options.res5_dilation, norm=norm, freeze_at=2 if frozen else 0
     )
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     rpn = cfg.MODEL.RPN
@@ -129,6 +146,7 @@ def build_detector(
     rpn.PRE_NMS_TOPK_TRAIN = 6 * options.proposals  # Detectron2's ratio
     rpn.POST_NMS_TOPK_TRAIN = options.proposals
     rpn.SMOOTH_L1_BETA = 1 / 9  # grid-feats-vqa
+    rpn.BOUNDARY_THRESH = options.rpn_boundary
     heads = cfg.MODEL.ROI_HEADS
     heads.NAME = "GridROIHeads"
     heads.IN_FEATURES = ["res5"]

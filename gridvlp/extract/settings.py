@@ -51,7 +51,10 @@ class TrainExtractorOptions:
     The defaults are those of grid-feats-vqa (Jiang et al. 2020) where no other source is named.
     """
 
-    visual_genome: Path
+    visual_genome: Path | None = None  # the official release; or else:
+    annotations: tuple[Path, ...] = ()  # COCO-style .json, with or without attribute_ids
+    valid_annotations: Path | None = None  # of the same kind; None holds out a share
+    photos: tuple[Path, ...] = ()  # folders; none: beside the annotations' folder
     run: Path = Path("runs/extractor")
     backbone: str = "x50"  # the paper's fastest
     width: float = 1.0  # of every layer of the backbone, over the published one
@@ -68,6 +71,7 @@ class TrainExtractorOptions:
     attributes: int = 400
     res5_dilation: int = 2
     rpn_batch: int = 256  # anchors per photo in the RPN's loss; Detectron2's default
+    rpn_boundary: int = 0  # pixels that a trained anchor may reach beyond the photo; -1 any
     roi_batch: int = 512  # boxes per photo in the head's losses; Detectron2's default
     proposals: int = 2000  # kept per photo in training; Detectron2's RPN.POST_NMS_TOPK_TRAIN
     attribute_weight: float = 0.2
@@ -77,18 +81,43 @@ class TrainExtractorOptions:
     seed: int = 0
     precision: str = "auto"
     threads: int = 2
+    num_gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
 
     def __post_init__(self) -> None:
+        if (self.visual_genome is None) != bool(self.annotations):
+            raise UserError(
+                "Say what to train on: either --visual-genome FOLDER or --annotations FILE."
+            )
+        if self.visual_genome is not None and (self.valid_annotations or self.photos):
+            raise UserError("--valid-annotations and --photos go with --annotations.")
         check_backbone(self.backbone, self.width)
         parse_size(self.size)
         for name in (
             *("iterations", "batch_size", "learning_rate", "objects", "attributes", "rpn_batch"),
             *("roi_batch", "proposals", "eval_steps", "save_steps", "threads"),
+            *("num_gpus", "num_machines"),
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0.")
         if self.warmup < 0 or self.attribute_weight < 0:
             raise UserError("--warmup and --attribute-weight cannot be below 0.")
+        if self.rpn_boundary < -1:
+            raise UserError("--rpn-boundary is a number of pixels, or -1.")
+        if not 0 <= self.machine_rank < self.num_machines:
+            raise UserError("--machine-rank is a number from 0 to --num-machines less one.")
+        if self.num_machines > 1 and self.dist_url == "auto":
+            raise UserError(
+                "Several machines need an address of the first that all can reach, and a free "
+                "port of it: --dist-url tcp://HOST:PORT."
+            )
+        if self.batch_size % self.processes:
+            raise UserError(
+                f"--batch-size {self.batch_size} is of all processes together: it must be a "
+                f"multiple of {self.processes}."
+            )
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"--optimizer is one of {', '.join(OPTIMIZERS)}.")
         if not 0 < self.valid < 1:
@@ -98,9 +127,18 @@ class TrainExtractorOptions:
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision is one of {', '.join(PRECISIONS)}.")
 
+    @property
+    def processes(self) -> int:
+        """How many train together, on all machines."""
+        return self.num_gpus * self.num_machines
+
     def identity(self) -> dict[str, Any]:
-        """What decides the result; a resumed run must have the same."""
+        """What decides the result; a resumed run must have the same.
+
+        Processes may come and go between resumes: the batch is that of all of them together.
+        """
         free = {"run", "threads", "save_steps", "eval_steps"}
+        free |= {"num_gpus", "num_machines", "machine_rank", "dist_url"}
         return {name: value for name, value in vars(self).items() if name not in free}
 
 

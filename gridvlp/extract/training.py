@@ -1,47 +1,50 @@
-"""Pre-trains the encoder as a detector of Visual Genome's objects and attributes (paper 3.2).
+"""Pre-trains the encoder as a detector of objects and attributes (paper 3.2).
 
 gridvlp train-extractor --visual-genome data/vg
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import multiprocessing
+import os
+import signal
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.engine import create_ddp_model, launch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessException
 
 from gridvlp.errors import UserError
-from gridvlp.extract.average_precision import average_precision
+from gridvlp.extract.annotations import Annotations
 from gridvlp.extract.backbone import load_strictly, new_architecture
-from gridvlp.extract.detector import NO_ATTRIBUTE, build_detector
-from gridvlp.extract.encoder import choose_precision, read_weights, save_encoder
-from gridvlp.extract.photos import BadPhoto, read_photo
-from gridvlp.extract.settings import TrainExtractorOptions, parse_size
-from gridvlp.extract.visual_genome import Annotated, VisualGenome, read_visual_genome
+from gridvlp.extract.batches import Batches
+from gridvlp.extract.coco import photo_folders, read_coco
+from gridvlp.extract.detector import build_detector
+from gridvlp.extract.encoder import Weights, choose_precision, read_weights, save_encoder
+from gridvlp.extract.evaluation import evaluate
+from gridvlp.extract.settings import TrainExtractorOptions
+from gridvlp.extract.visual_genome import read_visual_genome
+from gridvlp.extract.vocabulary import Vocabulary
 from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
-from gridvlp.run_folder import RunFolder
+from gridvlp.run_folder import RunFolder, write_text
 
 LOG_STEPS = 20
 MOMENTUM = 0.9  # Detectron2
 MILESTONES = (60 / 90, 80 / 90)  # grid-feats-vqa: lr / 10 at 60k and 80k of 90k
-VALID_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Step:
-    """One batch as Detectron2 takes it."""
-
-    inputs: list[dict[str, Any]]
+LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_attributes")
 
 
 def train_extractor(
@@ -49,32 +52,86 @@ def train_extractor(
 ) -> dict[str, Any]:
     """Train the detector and leave its encoder in ``options.run``/encoder; resumes.
 
+    With several processes or machines it is started by Detectron2's launcher, once on each machine.
+
     Returns:
         On held-out photos, in percent: accuracy of classes and attributes on true boxes, AP.
 
     Raises:
         UserError: something is missing or does not fit, or the loss is not finite.
     """
+    if options.processes == 1:
+        return _train(options, say)
+    if torch.cuda.is_available() and options.num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus {options.num_gpus}: there are {torch.cuda.device_count()} on this machine."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder)
+        try:
+            launch(
+                _process,
+                options.num_gpus,
+                options.num_machines,
+                options.machine_rank,
+                options.dist_url,
+                args=(options, outcome),
+            )
+        except KeyboardInterrupt:
+            # they have had the terminal's Ctrl-C; a kill of this process alone is passed on
+            for child in multiprocessing.active_children():
+                if child.pid is not None and child.is_alive():
+                    os.kill(child.pid, signal.SIGINT)
+                child.join()
+            raise
+        except ProcessException as error:
+            told = sorted(outcome.glob("error-*"))
+            if not told:
+                raise
+            raise UserError(told[0].read_text(encoding="utf-8")) from error
+        figures: dict[str, Any] = json.loads((outcome / "figures.json").read_text())
+    return figures
+
+
+def _process(options: TrainExtractorOptions, outcome: Path) -> None:
+    """One of several processes; what became of it is left in the folder ``outcome``."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // options.num_gpus))
+    try:
+        figures = _train(options, print if comm.is_main_process() else lambda line: None)
+    except UserError as error:
+        (outcome / f"error-{comm.get_rank()}").write_text(str(error), encoding="utf-8")
+        raise
+    if comm.get_local_rank() == 0:
+        (outcome / "figures.json").write_text(json.dumps(figures))
+
+
+def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict[str, Any]:
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    data = read_visual_genome(
-        options.visual_genome, options.vocab, options.objects, options.attributes
-    )
-    for line in data.counts.lines():
+    if comm.get_local_rank() != 0:
+        comm.synchronize()  # one process of a machine fills the cache
+    train, valid = read_annotations(options)
+    if comm.get_local_rank() == 0:
+        comm.synchronize()
+    for line in dict.fromkeys([*train.counts.lines(), *valid.counts.lines()]):
         say(line)
-    train, valid = _hold_out(data, options.valid)
-    vocabulary = data.vocabulary
+    vocabulary = train.vocabulary
     say(
         f"Training on {len(train):,} photos, {len(valid):,} held out; "
         f"{len(vocabulary.objects):,} objects, {len(vocabulary.attributes):,} attributes."
     )
-    facts = {"counts": vars(data.counts), "photos": [photo.image for photo in train[:3]]}
-    with RunFolder(options.run, options.identity(), facts) as run:
-        if run.finished:
+    first = [train[i].image for i in range(min(3, len(train)))]
+    facts = {"counts": vars(train.counts), "valid": vars(valid.counts), "photos": first}
+    facts["processes"] = options.processes
+    with RunFolder(options.run, options.identity(), facts, comm.is_main_process()) as run:
+        finished: dict[str, Any] | None = _from_first(run.finished)
+        if finished:
             say(f"{options.run} is finished already; give another --run to train again.")
-            return run.finished
+            return finished
         architecture = new_architecture(options.backbone, options.width)
         given = read_weights(str(options.weights)) if options.weights is not None else None
         if given is not None:
+            _check_backbone(given, options)
             architecture = given.architecture
         torch.manual_seed(options.seed)
         model: Any = build_detector(
@@ -83,10 +140,11 @@ def train_extractor(
         if given is not None:
             load_strictly(model.backbone, given.state, given.name)
             say(f"Backbone starts from {options.weights}.")
-        figures = _fit(model, train, valid, options, run)
+        figures = _from_first(_Training(model, train, valid, options, run, say).fit())
 
         def fill(folder: Path) -> None:
-            name = f"{architecture.backbone} x {architecture.width:g} on {options.visual_genome}"
+            data = options.visual_genome or train.counts.source
+            name = f"{architecture.backbone} x {architecture.width:g} on {data}"
             weights = model.backbone.state_dict()
             save_encoder(folder, name, architecture, weights, options.size, {"figures": figures})
             vocabulary.save(folder)
@@ -96,93 +154,204 @@ def train_extractor(
     return figures
 
 
-def _hold_out(data: VisualGenome, share: float) -> tuple[list[Annotated], list[Annotated]]:
-    """Every n-th photo is held out."""
-    every = max(2, round(1 / share))
-    train = [photo for i, photo in enumerate(data.photos) if i % every]
-    return train, data.photos[::every]
+def read_annotations(options: TrainExtractorOptions) -> tuple[Annotations, Annotations]:
+    """The photos to train on and those to measure on.
 
-
-def _fit(
-    model: Any,
-    train: list[Annotated],
-    valid: list[Annotated],
-    options: TrainExtractorOptions,
-    run: RunFolder,
-) -> dict[str, Any]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
-    optimizer: torch.optim.Optimizer
-    if options.optimizer == "sgd":
-        optimizer = torch.optim.SGD(trained, momentum=MOMENTUM, **common)
+    Raises:
+        UserError: a file is missing or broken, or too few photos are left.
+    """
+    if options.visual_genome is not None:
+        data = read_visual_genome(
+            options.visual_genome, options.vocab, options.objects, options.attributes
+        )
     else:
-        optimizer = torch.optim.AdamW(trained, **common, fused=True)
-    begin = 0
-    found = run.checkpoint()
-    if found is not None:
-        folder, state = found
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        begin = state["step"]
+        folders = options.photos or photo_folders(
+            [*options.annotations, *filter(None, [options.valid_annotations])]
+        )
+        given = Vocabulary.load(options.vocab) if options.vocab is not None else None
+        data = read_coco(options.annotations, folders, given)
+        if options.valid_annotations is not None:
+            files = [options.valid_annotations]
+            return data, read_coco(files, folders, data.vocabulary, keep_empty=True)
+    if len(data) < 2:
+        raise UserError("One photo alone cannot be trained and measured on.")
+    every = max(2, round(1 / options.valid))
+    held = torch.arange(len(data)).numpy() % every == 0
+    return data.subset(~held), data.subset(held)
 
-    def save(folder: Path) -> None:
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+
+def _check_backbone(given: Weights, options: TrainExtractorOptions) -> None:
+    found = given.architecture
+    if (found.backbone, found.width) != (options.backbone, options.width):
+        raise UserError(
+            f"{options.weights} holds an {found.backbone} of width {found.width:g}: train it with "
+            f"--backbone {found.backbone} --width {found.width:g}."
+        )
+
+
+def _from_first(value: Any) -> Any:
+    """The value that the first process has."""
+    if comm.get_world_size() == 1:
+        return value
+    box = [value]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    distributed.broadcast_object_list(box, src=0, device=device)
+    return box[0]
+
+
+class _Training:
+    """The loop, in one process or in each of several."""
+
+    def __init__(
+        self,
+        model: Any,
+        train: Annotations,
+        valid: Annotations,
+        options: TrainExtractorOptions,
+        run: RunFolder,
+        say: Callable[[str], object],
+    ) -> None:
+        self.model, self.valid, self.options, self.run, self.say = model, valid, options, run, say
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        self.optimizer: torch.optim.Optimizer
+        if options.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(trained, momentum=MOMENTUM, **common)
+        else:
+            self.optimizer = torch.optim.AdamW(trained, **common, fused=True)
+        self.names = LOSSES if train.vocabulary.attributes else LOSSES[:-1]
+        self.losses = dict.fromkeys(self.names, 0.0)
+        self.batches = Batches(
+            train, options, model.input_format, comm.get_rank(), comm.get_world_size()
+        )
+        self.device = model.device
+        synced_here = comm.get_world_size() > 1 and options.weights is None
+        self.fast = choose_precision(options.precision, self.device) == torch.bfloat16 and not (
+            # Detectron2's norm over processes loses its variance in bfloat16
+            synced_here and self.device.type == "cpu"
+        )
+        self.step = self._resume()
+        model.train()
+        model.backbone.to(memory_format=torch.channels_last)
+        ids: dict[str, Any] = {} if self.device.type == "cuda" else {"device_ids": None}
+        # it begins with the first process's weights in all
+        self.parallel = create_ddp_model(model, broadcast_buffers=False, **ids)
+
+    def _resume(self) -> int:
+        found = self.run.checkpoint() if self.run.writer else None
+        state: tuple[int, Any] = (0, None)
+        if found is not None:
+            folder, about = found
+            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+            state = (about["step"], torch.load(folder / "optimizer.pt", weights_only=True))
+        step, optimizer = _from_first(state)
+        if optimizer is not None:
+            self.optimizer.load_state_dict(optimizer)
+        return step
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end and measure.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        options = self.options
+        alone = comm.get_world_size() == 1
+        total = options.iterations * options.batch_size
+        steps = range(self.step, options.iterations)
+        with (
+            # several processes stop after one and the same step, whenever each was told to
+            nullcontext() if alone else interrupts_held() as stop,
+            EventStorage(self.step),
+            track(
+                *("train-extractor", total, "photos", self.step * options.batch_size),
+                quiet=not self.run.writer,
+            ) as bar,
+        ):
+            try:
+                for number, inputs in Prefetch(self.batches, steps, options.threads):
+                    with interrupts_held() if alone else nullcontext():
+                        stopped = self._advance(number, inputs, bool(stop))
+                    loss = sum(self.losses.values())
+                    bar.advance(options.batch_size, f"loss {loss:.3f}")
+                    if self.step % LOG_STEPS == 0 or self.step == options.iterations:
+                        rate = self.optimizer.param_groups[0]["lr"]
+                        self.run.log(self.step, {"loss": loss, **self.losses, "lr": rate})
+                    if stopped:
+                        raise KeyboardInterrupt
+                    if self.step % options.eval_steps == 0 and self.step < options.iterations:
+                        bar.print(f"step {self.step:,}: {told(self._measure())}")
+                    if self.step % options.save_steps == 0:
+                        self._save()
+                        self._list_bad()
+            except KeyboardInterrupt:
+                self._save()
+                bar.print(f"Stopped after step {self.step:,}; the same command goes on from here.")
+                raise
+        self._save()
+        figures = self._measure()
+        self._list_bad()
+        return figures
+
+    def _advance(self, number: int, inputs: list[dict[str, Any]], stop: bool) -> bool:
+        """One step; returns whether any process was told to stop."""
+        options = self.options
+        torch.manual_seed((options.seed << 32) + number + (comm.get_rank() << 24))
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * _schedule(number, options)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+                losses = self.parallel(inputs)
+            values = torch.stack([losses[name] for name in self.names])
+        except FloatingPointError:  # Detectron2, before it returns any loss
+            losses, values = {}, torch.full((len(self.names),), math.nan, device=self.device)
+        shared = torch.cat([values.detach().double(), values.new_tensor([float(stop)]).double()])
+        if comm.get_world_size() > 1:
+            distributed.all_reduce(shared)
+            shared /= comm.get_world_size()
+        *means, stops = shared.tolist()
+        self.losses = dict(zip(self.names, means, strict=True))
+        wrong = [name for name, value in self.losses.items() if not math.isfinite(value)]
+        if wrong:
+            # without any loss it was the proposals that Detectron2 found not to be finite
+            raise UserError(_diverged(wrong if losses else list(LOSSES[:2]), number, options))
+        self.optimizer.zero_grad()
+        values.sum().backward()
+        self.optimizer.step()
+        self.step = number + 1
+        return stops > 0
+
+    def _measure(self) -> dict[str, float]:
+        figures = evaluate(self.model, self.valid, self.options, self.batches.bad.__setitem__)
+        self.run.log(self.step, figures)
+        return figures
+
+    def _save(self) -> None:
+        self.run.save_checkpoint(self._write_weights, self.optimizer, {"step": self.step})
+
+    def _write_weights(self, folder: Path) -> None:
+        state = self.model.state_dict()
+        weights = {name: value.contiguous() for name, value in state.items()}
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             # one step after a loss that was finite; the checkpoint before this one is good
-            raise UserError(_diverged(list(losses), step, options))
+            raise UserError(_diverged(list(self.names), self.step, self.options))
         save_file(weights, folder / "model.safetensors")
 
-    model.train()
-    model.backbone.to(memory_format=torch.channels_last)
-    device = next(model.parameters()).device
-    fast = choose_precision(options.precision, device) == torch.bfloat16
-    make = _Batches(train, options, model.input_format)
-    step = begin
-    total = options.iterations * options.batch_size
-    with (
-        EventStorage(begin),
-        track("train-extractor", total, "photos", begin * options.batch_size) as bar,
-    ):
-        try:
-            for number, batch in Prefetch(make, range(begin, options.iterations), options.threads):
-                torch.manual_seed((options.seed << 32) + number)
-                for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * _schedule(number, options)
-                with interrupts_held():
-                    try:
-                        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                            losses = model(batch.inputs)
-                    except FloatingPointError as error:  # Detectron2, before it returns any loss
-                        wrong = ["loss_rpn_cls", "loss_rpn_loc"]
-                        raise UserError(_diverged(wrong, number, options)) from error
-                    loss = sum(losses.values(), torch.zeros(()))
-                    if not math.isfinite(float(loss.detach())):
-                        wrong = [
-                            n for n, v in losses.items() if not math.isfinite(float(v.detach()))
-                        ]
-                        raise UserError(_diverged(wrong, number, options))
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    step = number + 1
-                bar.advance(options.batch_size, f"loss {float(loss.detach()):.3f}")
-                if step % LOG_STEPS == 0 or step == options.iterations:
-                    values = {name: float(value.detach()) for name, value in losses.items()}
-                    run.log(step, {"loss": float(loss.detach()), **values, "lr": group["lr"]})
-                if step % options.eval_steps == 0 and step < options.iterations:
-                    figures = evaluate(model, valid, options)
-                    run.log(step, figures)
-                    bar.print(f"step {step:,}: {told(figures)}")
-                if step % options.save_steps == 0:
-                    run.save_checkpoint(save, optimizer, {"step": step})
-        except KeyboardInterrupt:
-            run.save_checkpoint(save, optimizer, {"step": step})
-            bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
-            raise
-    run.save_checkpoint(save, optimizer, {"step": step})
-    figures = evaluate(model, valid, options)
-    run.log(step, figures)
-    return figures
+    def _list_bad(self) -> None:
+        """Write down the photos that could not be used, and say so when there are new ones."""
+        gathered = comm.gather(dict(self.batches.bad))
+        if not self.run.writer:
+            return
+        path = self.run.path / "bad-photos.txt"
+        before = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        lines = {f"{name}: {reason}" for part in gathered for name, reason in part.items()}
+        if lines - before:
+            lines |= before
+            write_text(path, "".join(line + "\n" for line in sorted(lines)))
+            self.say(
+                f"{len(lines):,} photos cannot be used and others take their places; they are "
+                f"listed in {path}."
+            )
 
 
 def told(figures: dict[str, float]) -> str:
@@ -202,117 +371,3 @@ def _schedule(step: int, options: TrainExtractorOptions) -> float:
     passed = sum(step >= share * options.iterations for share in MILESTONES)
     warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
     return warm * 0.1**passed
-
-
-class _Batches:
-    """The batch of a step: photos in shuffled epochs, half of them mirrored (Detectron2).
-
-    Wide and tall photos go into different batches, as in Detectron2, so that little is padded.
-    """
-
-    def __init__(
-        self, photos: list[Annotated], options: TrainExtractorOptions, channel_order: str = "BGR"
-    ) -> None:
-        self.photos, self.options, self.channel_order = photos, options, channel_order
-        self.size = parse_size(options.size)
-        tall_N = np.array([photo.height > photo.width for photo in photos])
-        self.groups = [
-            group for group in (np.flatnonzero(tall_N), np.flatnonzero(~tall_N)) if len(group)
-        ]
-        self.per_epoch = sum(-(-len(group) // options.batch_size) for group in self.groups)
-        self._plan: tuple[int, np.ndarray] | None = None
-
-    def plan(self, epoch: int) -> np.ndarray:
-        """The photos of an epoch's steps (steps, B); a group's last batch is filled up."""
-        plan = self._plan  # threads share it: read once
-        if plan is None or plan[0] != epoch:
-            rng = np.random.default_rng([self.options.seed, 0, epoch])
-            size = self.options.batch_size
-            rows = []
-            for group in self.groups:
-                order = rng.permutation(group)
-                steps = -(-len(group) // size)
-                rows.append(order.take(np.arange(steps * size), mode="wrap").reshape(steps, size))
-            self._plan = plan = (epoch, rng.permutation(np.concatenate(rows)))
-        return plan[1]
-
-    def __call__(self, step: int) -> Step:
-        epoch, index = divmod(step, self.per_epoch)
-        chosen = self.plan(epoch)[index]
-        mirrored = np.random.default_rng([self.options.seed, 1, step]).random(len(chosen)) < 0.5
-        return Step(
-            [
-                load(self.photos[photo], self.size, bool(mirror), self.channel_order)
-                for photo, mirror in zip(chosen, mirrored, strict=True)
-            ]
-        )
-
-
-def load(
-    photo: Annotated, size: tuple[int, int], mirrored: bool = False, channel_order: str = "BGR"
-) -> dict[str, Any]:
-    """A photo with its boxes as Detectron2 takes it.
-
-    Raises:
-        UserError: the photo cannot be decoded.
-    """
-    try:
-        pixels_HW3 = read_photo(photo.path, size).pixels_HW3
-    except BadPhoto as error:
-        raise UserError(f"{photo.path}: {error}; remove it or fetch it again.") from error
-    if channel_order == "BGR":
-        pixels_HW3 = pixels_HW3[:, :, ::-1]
-    height, width = pixels_HW3.shape[:2]
-    boxes_N4 = photo.boxes_N4 * np.array(
-        [width / photo.width, height / photo.height] * 2, dtype=np.float32
-    )
-    if mirrored:
-        pixels_HW3 = pixels_HW3[:, ::-1]
-        boxes_N4 = boxes_N4[:, [2, 1, 0, 3]]
-        boxes_N4[:, [0, 2]] = width - boxes_N4[:, [0, 2]]
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.from_numpy(boxes_N4.copy()))
-    instances.gt_classes = torch.from_numpy(photo.classes_N)
-    instances.gt_attributes = torch.from_numpy(photo.attributes_NM)
-    pixels_3HW = torch.from_numpy(np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1)))
-    return {"image": pixels_3HW, "instances": instances, "height": height, "width": width}
-
-
-@torch.no_grad()
-def evaluate(
-    model: Any, photos: list[Annotated], options: TrainExtractorOptions
-) -> dict[str, float]:
-    """Accuracy in percent on true boxes, of classes and of attributes; COCO's AP of detections.
-
-    An attribute counts as right where it is among the box's k best of k given ones.
-    """
-    model.eval()
-    size = parse_size(options.size)
-
-    def one(photo: Annotated) -> dict[str, Any]:
-        return load(photo, size, channel_order=model.input_format)
-
-    right = boxes = found = given = 0
-    for first in range(0, len(photos), VALID_BATCH):
-        inputs = [one(photo) for photo in photos[first : first + VALID_BATCH]]
-        images = model.preprocess_image(inputs)
-        features = model.backbone(images.tensor)
-        instances = [entry["instances"].to(model.device) for entry in inputs]
-        classes_NK, attributes_NK = model.roi_heads.describe(features, instances)
-        truth_N = torch.cat([some.gt_classes for some in instances])
-        right += int((classes_NK[:, :-1].argmax(1) == truth_N).sum())
-        boxes += len(truth_N)
-        for scores_K, true_M in zip(
-            attributes_NK, torch.cat([some.gt_attributes for some in instances]), strict=True
-        ):
-            true = set(true_M[true_M != NO_ATTRIBUTE].tolist())
-            if true:
-                found += len(true & set(scores_K.topk(len(true)).indices.tolist()))
-                given += len(true)
-    precision = average_precision(model, photos, map(one, photos), VALID_BATCH)
-    model.train()
-    return {
-        "class accuracy": 100 * right / max(boxes, 1),
-        "attribute accuracy": 100 * found / max(given, 1),
-        **precision,
-    }

@@ -16,6 +16,12 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 210)}
 
 
 @pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test caches is seen by no other."""
+    monkeypatch.setenv("GRIDVLP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def _on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same arithmetic on every machine; two threads on two busy cores wait for each other."""
     torch.set_num_threads(1)

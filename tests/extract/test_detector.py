@@ -1,6 +1,5 @@
 """The detector is grid-feats': 1x1 RoI pool, attributes of foreground boxes, dilated C5."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional
 
-from gridvlp.extract.average_precision import average_precision
 from gridvlp.extract.backbone import new_architecture
 from gridvlp.extract.detector import build_detector
 from gridvlp.extract.settings import TrainExtractorOptions
-from gridvlp.extract.visual_genome import read_visual_genome
 
 CLASSES, ATTRIBUTES = 5, 7
 
@@ -53,8 +50,8 @@ def test_attribute_loss_is_of_foreground_boxes_given_their_true_class() -> None:
     for i in (0, 2):
         pooled = heads.box_pooler([map_BCHW], [Boxes(torch.tensor(boxes[i : i + 1]))])
         features = heads.box_head(pooled)[0]
-        joined = torch.cat([features, predictor.embedding.weight[found.gt_classes[i]]])
-        logits = predictor.score(functional.relu(predictor.fc(joined)))
+        joined = torch.cat([features, predictor.obj_embed.weight[found.gt_classes[i]]])
+        logits = predictor.attr_score(functional.relu(predictor.fc[0](joined)))
         expected.append(-torch.stack([logits.log_softmax(0)[a] for a in told[i]]).mean())
     assert torch.allclose(losses["loss_attributes"], 0.3 * torch.stack(expected).mean(), atol=1e-6)
     assert nothing["loss_attributes"] == 0
@@ -93,7 +90,7 @@ def test_class_and_attribute_counts() -> None:
     assert heads.num_classes == CLASSES
     assert heads.box_predictor.cls_score.out_features == CLASSES + 1
     assert heads.box_predictor.bbox_pred.out_features == 4 * CLASSES
-    assert heads.attribute_predictor.score.out_features == ATTRIBUTES
+    assert heads.attribute_predictor.attr_score.out_features == ATTRIBUTES
     found = proposals([[0.0, 0.0, 30.0, 30.0]] * 3, [0, 4, 2], [[], [1], []])
     classes_NK, attributes_NK = heads.describe({"res5": torch.rand(1, 256, 4, 6)}, [found])
     assert (classes_NK.shape, attributes_NK.shape) == ((3, CLASSES + 1), (3, ATTRIBUTES))
@@ -112,49 +109,35 @@ def test_norms_learn_from_scratch_and_are_frozen_from_weights() -> None:
     assert not any("norm" in name or name.startswith(("stem", "res2")) for name in kept)
 
 
-class Oracle:
-    """Detects what it is told to, at the photo's own size."""
+def test_published_names() -> None:
+    """The heads carry grid-feats-vqa's own key names."""
+    keys = {key for key in detector().state_dict() if not key.startswith("backbone.")}
+    assert keys == {
+        *(
+            f"proposal_generator.rpn_head.{layer}.{kind}"
+            for layer in ("conv", "objectness_logits", "anchor_deltas")
+            for kind in ("weight", "bias")
+        ),
+        *(
+            f"roi_heads.{layer}.{kind}"
+            for layer in (
+                *("box_head.fc1", "box_head.fc2"),
+                *("box_predictor.cls_score", "box_predictor.bbox_pred"),
+                *("attribute_predictor.fc.0", "attribute_predictor.attr_score"),
+            )
+            for kind in ("weight", "bias")
+        ),
+        "roi_heads.attribute_predictor.obj_embed.weight",
+    }
 
-    def __init__(self, answer: Callable[[int], tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.answer, self.asked = answer, 0
 
-    def __call__(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        outputs = []
-        for one in inputs:
-            boxes_N4, classes_N = self.answer(self.asked)
-            self.asked += 1
-            found = Instances((one["height"], one["width"]))
-            found.pred_boxes, found.pred_classes = Boxes(boxes_N4), classes_N
-            found.scores = torch.ones(len(boxes_N4))
-            outputs.append({"instances": found})
-        return outputs
-
-
-def test_average_precision(visual_genome: Path) -> None:
-    photos = read_visual_genome(visual_genome).photos[:7]
-    inputs: list[dict[str, Any]] = [{} for _ in photos]
-
-    def ap(answer: Callable[[int], tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        return average_precision(Oracle(answer), photos, inputs, batch_size=3)
-
-    def truth(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(photos[i].boxes_N4), torch.from_numpy(photos[i].classes_N)
-
-    def shrunk(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes of IoU 0.72 with the true ones: right up to a threshold of 0.7, five of ten."""
-        boxes_N4, classes_N = truth(i)
-        narrow_N4 = boxes_N4.clone()
-        narrow_N4[:, 2] = boxes_N4[:, 0] + 0.72 * (boxes_N4[:, 2] - boxes_N4[:, 0])
-        return narrow_N4, classes_N
-
-    def confused(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        boxes_N4, classes_N = truth(i)
-        return boxes_N4, 1 - classes_N
-
-    def nothing(_: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-
-    assert ap(truth) == pytest.approx({"AP": 100, "AP50": 100})
-    assert ap(shrunk) == pytest.approx({"AP": 50, "AP50": 100})
-    assert ap(confused)["AP50"] < 50
-    assert ap(nothing) == {"AP": 0, "AP50": 0}
+def test_without_attributes_there_is_no_predictor() -> None:
+    torch.manual_seed(0)
+    options = TrainExtractorOptions(Path("vg"), width=0.125)
+    model: Any = build_detector(options, new_architecture("x50", 0.125), CLASSES, 0)
+    assert not any("attribute" in key for key in model.state_dict())
+    found = proposals([[0.0, 0.0, 40.0, 40.0]], [2], [[]])
+    with EventStorage():
+        losses = model.roi_heads._forward_box({"res5": torch.rand(1, 256, 4, 6)}, [found])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert model.roi_heads.describe({"res5": torch.rand(1, 256, 4, 6)}, [found])[1] is None

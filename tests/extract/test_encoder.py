@@ -313,9 +313,9 @@ def test_training_detector_has_the_recipes_shapes() -> None:
     assert shapes["roi_heads.box_head.fc1.weight"] == (1024, 2048)
     assert shapes["roi_heads.box_head.fc2.weight"] == (1024, 1024)
     assert shapes["roi_heads.box_predictor.cls_score.weight"] == (1601, 1024)
-    assert shapes["roi_heads.attribute_predictor.embedding.weight"] == (1601, 256)
-    assert shapes["roi_heads.attribute_predictor.fc.weight"] == (512, 1024 + 256)
-    assert shapes["roi_heads.attribute_predictor.score.weight"] == (400, 512)
+    assert shapes["roi_heads.attribute_predictor.obj_embed.weight"] == (1601, 256)
+    assert shapes["roi_heads.attribute_predictor.fc.0.weight"] == (512, 1024 + 256)
+    assert shapes["roi_heads.attribute_predictor.attr_score.weight"] == (400, 512)
     pooler = model.roi_heads.box_pooler
     assert pooler.output_size == (1, 1)
     with torch.no_grad():

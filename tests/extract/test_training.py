@@ -14,16 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from gridvlp.errors import UserError
+from gridvlp.extract.annotations import Annotations, Counts
 from gridvlp.extract.backbone import new_architecture
+from gridvlp.extract.batches import Batches, load
 from gridvlp.extract.detector import AttributePredictor
 from gridvlp.extract.encoder import FrozenEncoder, read_weights, save_encoder
 from gridvlp.extract.settings import TrainExtractorOptions
-from gridvlp.extract.training import _Batches, load, train_extractor
-from gridvlp.extract.visual_genome import Annotated, read_visual_genome
+from gridvlp.extract.training import train_extractor
+from gridvlp.extract.visual_genome import read_visual_genome
+from gridvlp.extract.vocabulary import Vocabulary
 
 
 def options(visual_genome: Path, run: Path, **changes: Any) -> TrainExtractorOptions:
@@ -80,15 +84,15 @@ def test_resumed_run_equals_an_undisturbed_one(
     visual_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_extractor(options(visual_genome, tmp_path / "whole"), quiet)
-    made = _Batches.__call__
+    made = Batches.__call__
 
-    def stop(self: _Batches, step: int) -> Any:
+    def stop(self: Batches, step: int) -> Any:
         if step == 2:
             raise RuntimeError("pulled the plug")
         return made(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Batches, "__call__", stop)
+        patch.setattr(Batches, "__call__", stop)
         with pytest.raises(RuntimeError, match="plug"):
             train_extractor(options(visual_genome, tmp_path / "cut"), quiet)
     with pytest.raises(UserError, match="not finished"):
@@ -207,7 +211,7 @@ def test_starts_from_given_weights(visual_genome: Path, tmp_path: Path) -> None:
 
 
 def test_photos_are_fed_in_the_backbones_channel_order(visual_genome: Path) -> None:
-    photo = read_visual_genome(visual_genome).photos[0]
+    photo = read_visual_genome(visual_genome)[0]
     bgr, rgb = (load(photo, (64, 96), channel_order=order)["image"] for order in ("BGR", "RGB"))
     assert torch.equal(bgr, rgb.flip(0))
     assert not torch.equal(bgr, rgb)
@@ -215,7 +219,7 @@ def test_photos_are_fed_in_the_backbones_channel_order(visual_genome: Path) -> N
 
 def test_boxes_follow_the_pixels(visual_genome: Path) -> None:
     """What is inside a box is the same before and after mirroring."""
-    for photo in read_visual_genome(visual_genome).photos[:6]:
+    for photo in [*read_visual_genome(visual_genome)][:6]:
         plain, mirrored = (load(photo, (96, 200), mirrored=m) for m in (False, True))
         assert torch.equal(plain["image"].flip(-1), mirrored["image"])
         for one, other in zip(
@@ -234,23 +238,23 @@ def test_boxes_follow_the_pixels(visual_genome: Path) -> None:
         )
 
 
-def _photos(tall: int, wide: int) -> list[Annotated]:
-    empty = np.zeros((0, 4), np.float32)
-    sizes = [(10, 20)] * tall + [(20, 10)] * wide
-    return [Annotated(i, Path(), w, h, empty, empty, empty) for i, (w, h) in enumerate(sizes)]
+def _photos(tall: int, wide: int) -> Annotations:
+    arrays = {"sizes_P2": np.array([(10, 20)] * tall + [(20, 10)] * wide)}
+    rows = np.arange(tall + wide)
+    return Annotations(arrays, Vocabulary([], []), Counts(), [""] * len(rows), rows)
 
 
 def test_epochs_see_every_photo_and_batches_one_shape() -> None:
-    plan = _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4))
+    plan = Batches(_photos(9, 14), options(Path(), Path(), batch_size=4))
     for epoch in range(3):
         rows = plan.plan(epoch)
         assert set(rows.ravel().tolist()) == set(range(23))
         assert all((row < 9).all() or (row >= 9).all() for row in rows)
     assert not np.array_equal(plan.plan(0), plan.plan(1))
     assert np.array_equal(
-        plan.plan(1), _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4)).plan(1)
+        plan.plan(1), Batches(_photos(9, 14), options(Path(), Path(), batch_size=4)).plan(1)
     )
-    other = _Batches(_photos(9, 14), options(Path(), Path(), batch_size=4, seed=1))
+    other = Batches(_photos(9, 14), options(Path(), Path(), batch_size=4, seed=1))
     assert not np.array_equal(plan.plan(1), other.plan(1))
 
 
@@ -272,20 +276,81 @@ def test_attribute_loss_is_the_mean_over_a_boxs_attributes_then_over_boxes() -> 
     assert predictor.loss(logits, torch.full((4, 16), -1)) == 0
 
 
-def test_broken_photo_is_named(
+def test_bad_photos_are_replaced_and_listed(
+    tmp_path: Path, write_visual_genome: Callable[..., dict[str, Any]]
+) -> None:
+    """One bad photo must not end a run of days; which they are is written down."""
+    write_visual_genome(tmp_path / "vg", photos=24)
+    paths = sorted((tmp_path / "vg").rglob("*.jpg"), key=lambda path: path.name)
+    paths[0].write_bytes(b"")  # held out
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
+    Image.open(paths[2]).resize((90, 50)).save(paths[2])  # another photo than was annotated
+    paths[4].unlink()
+    data = read_visual_genome(tmp_path / "vg")
+    assert data.counts.without_file == 1
+    paths[5].unlink()  # after training has begun
+    batches = Batches(data, options(tmp_path / "vg", Path(), batch_size=4))
+    seen = [len(batches(step)) for step in range(2 * batches.per_epoch)]
+    assert set(seen) == {4}
+    assert {Path(path).name for path in batches.bad} == {
+        *("1000.jpg", "1001.jpg", "1002.jpg", "1005.jpg")
+    }
+    again = Batches(data, options(tmp_path / "vg", Path(), batch_size=4))
+    for step in (3, 0):  # what a batch holds depends on its number alone
+        for one, other in zip(batches(step), again(step), strict=True):
+            assert torch.equal(one["image"], other["image"])
+    paths[5].write_bytes(b"here again")
+    said: list[str] = []
+    train_extractor(options(tmp_path / "vg", tmp_path / "run", iterations=8), said.append)
+    listed = (tmp_path / "run" / "bad-photos.txt").read_text().splitlines()
+    reasons = {Path(name).name: reason for name, reason in (line.split(": ", 1) for line in listed)}
+    assert reasons.keys() == {"1000.jpg", "1001.jpg", "1002.jpg", "1005.jpg"}
+    assert "0 bytes" in reasons["1000.jpg"]
+    assert "90 x 50 pixels" in reasons["1002.jpg"]
+    assert any("4 photos cannot be used" in line for line in said)
+
+
+def test_without_any_readable_photo_training_stops(
     tmp_path: Path, write_visual_genome: Callable[..., dict[str, Any]]
 ) -> None:
     write_visual_genome(tmp_path / "vg", photos=6)
     for path in (tmp_path / "vg").rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"10\d\d\.jpg: "):
+    with pytest.raises(UserError, match=r"10\d\d\.jpg and the photos after it cannot be read"):
         train_extractor(options(tmp_path / "vg", tmp_path / "run"), quiet)
+
+
+def test_other_weights_than_the_backbone_asked_for_are_refused(
+    visual_genome: Path, tmp_path: Path
+) -> None:
+    given = read_weights("random", "r50", 0.125)
+    (tmp_path / "given").mkdir()
+    save_encoder(tmp_path / "given", "r", given.architecture, given.state, "64x96", {})
+    with pytest.raises(UserError, match=r"holds an r50 .* --backbone r50 --width 0\.125"):
+        train_extractor(options(visual_genome, tmp_path / "run", weights=tmp_path / "given"), quiet)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"valid": 0.0}, {"valid": 1.0}, {"optimizer": "sgdm"}, {"res5_dilation": 3}, {"warmup": -1}],
+    [
+        {"valid": 0.0},
+        {"valid": 1.0},
+        {"optimizer": "sgdm"},
+        {"res5_dilation": 3},
+        {"warmup": -1},
+        {"num_gpus": 3},
+        {"num_machines": 2},
+        {"machine_rank": 1},
+        {"rpn_boundary": -2},
+        {"annotations": (Path("a.json"),)},
+        {"photos": (Path("photos"),)},
+    ],
 )
 def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         options(Path("vg"), Path("run"), **wrong)
+
+
+def test_what_to_train_on_must_be_said() -> None:
+    with pytest.raises(UserError, match="--visual-genome FOLDER or --annotations FILE"):
+        TrainExtractorOptions()

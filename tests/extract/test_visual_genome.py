@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gridvlp.errors import UserError
-from gridvlp.extract.visual_genome import Vocabulary, read_visual_genome
+from gridvlp.extract.visual_genome import read_visual_genome
+from gridvlp.extract.vocabulary import Vocabulary
 
 Writer = Callable[..., dict[str, Any]]
 
@@ -18,17 +19,17 @@ def test_plain_release(visual_genome: Path) -> None:
     assert [words[0] for words in data.vocabulary.objects] == sorted(
         ["ball", "box"], key=lambda name: -sum(
             int((photo.classes_N == i).sum())
-            for photo in data.photos
+            for photo in data
             for i, words in enumerate(data.vocabulary.objects)
             if words[0] == name
         )
     )  # fmt: skip
     assert data.vocabulary.attributes[0] == ["plain"]  # on every box
-    assert len(data.photos) == data.counts.photos == 24
-    assert {photo.path.parent.name for photo in data.photos} == {"VG_100K", "VG_100K_2"}
+    assert len(data) == data.counts.photos == 24
+    assert {photo.path.parent.name for photo in data} == {"VG_100K", "VG_100K_2"}
     assert data.counts.boxes == 48
     assert data.counts.clipped == data.counts.degenerate == data.counts.without_file == 0
-    first = data.photos[0]
+    first = data[0]
     assert first.boxes_N4.shape == (2, 4)
     assert (first.boxes_N4[:, 2:] > first.boxes_N4[:, :2]).all()
     assert ((first.attributes_NM >= 0).sum(1) == 2).all()
@@ -59,12 +60,12 @@ def test_every_oddity_is_counted(
     assert counts.clipped == 1
     assert counts.outside_vocabulary == 1
     assert counts.attributes_cut == 1
-    assert counts.photos == len(data.photos) == 4
-    assert counts.boxes == sum(len(photo.boxes_N4) for photo in data.photos) == 7
+    assert counts.photos == len(data) == 4
+    assert counts.boxes == sum(len(photo.boxes_N4) for photo in data) == 7
     text = "\n".join(counts.lines())
     for number in (counts.without_file, counts.degenerate, counts.attributes_cut):
         assert f"{number:,}" in text
-    by_id = {photo.image: photo for photo in data.photos}
+    by_id = {photo.image: photo for photo in data}
     assert by_id[1003].boxes_N4[0, 0] == 0
     assert by_id[1003].boxes_N4[0, 2] == 25
     attributes_NM = by_id[1004].attributes_NM
@@ -79,8 +80,8 @@ def test_vocabulary_from_lists_with_spellings(tmp_path: Path, visual_genome: Pat
     data = read_visual_genome(visual_genome, vocab=tmp_path)
     assert [words[0] for words in data.vocabulary.objects] == ["cube", "yolk"]
     assert data.counts.outside_vocabulary > 0  # the balls
-    assert all((photo.classes_N == 0).all() for photo in data.photos)
-    assert set(np.unique(np.concatenate([p.attributes_NM for p in data.photos]))) <= {-1, 0, 1}
+    assert all((photo.classes_N == 0).all() for photo in data)
+    assert set(np.unique(np.concatenate([p.attributes_NM for p in data]))) <= {-1, 0, 1}
     saved = tmp_path / "saved"
     saved.mkdir()
     data.vocabulary.save(saved)
@@ -149,14 +150,15 @@ def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: 
 
 @pytest.mark.parametrize("chunk", [7, 64, 1000])
 def test_where_the_text_is_cut_for_reading_changes_nothing(
-    visual_genome: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+    visual_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     whole = read_visual_genome(visual_genome)
-    monkeypatch.setattr("gridvlp.extract.visual_genome.CHUNK", chunk)
+    monkeypatch.setenv("GRIDVLP_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr("gridvlp.extract.json_stream.CHUNK", chunk)
     cut = read_visual_genome(visual_genome)
     assert cut.vocabulary == whole.vocabulary
     assert cut.counts == whole.counts
-    for one, other in zip(cut.photos, whole.photos, strict=True):
+    for one, other in zip(cut, whole, strict=True):
         assert one.image == other.image
         assert np.array_equal(one.boxes_N4, other.boxes_N4)
         assert np.array_equal(one.attributes_NM, other.attributes_NM)
