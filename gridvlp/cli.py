@@ -24,6 +24,7 @@ from gridvlp import __version__
 from gridvlp.errors import UserError
 from gridvlp.extract.settings import (
     BACKBONES,
+    DTYPES,
     OPTIMIZERS,
     PRECISIONS,
     ExtractOptions,
@@ -349,6 +350,12 @@ def train_extractor(**values: Any) -> None:
     type=click.Choice(PRECISIONS),
     default=EXTRACT.precision,
     help="auto: bfloat16 where the hardware multiplies in it.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=EXTRACT.dtype,
+    help="Of the store; int8 is a byte with a scale for each channel of a map.",
 )
 @click.option("--batch-size", default=EXTRACT.batch_size, help="Photos of one size at a time.")
 @click.option("--workers", default=EXTRACT.workers, help="Threads that decode.")

@@ -137,7 +137,7 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         say("Warning: this encoder is untrained; its maps are good for trials only.")
     report = ExtractReport(options.out, len(photos))
     start = time.monotonic()
-    with _open(options.out, encoder.channels, size, about) as writer:
+    with _open(options, encoder.channels, size, about) as writer:
         todo = _select(photos, writer, report)
         _encode_all(todo, encoder, parse_size(size), writer, report, options)
     report.seconds = time.monotonic() - start
@@ -172,11 +172,17 @@ def describe(weights: Weights, encoder: FrozenEncoder, size: str) -> dict[str, A
     }
 
 
-def _open(path: Path, channels: int, size: str, about: dict[str, Any]) -> StoreWriter:
+def _open(options: ExtractOptions, channels: int, size: str, about: dict[str, Any]) -> StoreWriter:
+    path = options.out
     shorter, longest = parse_size(size)
     most = -(-shorter // STRIDE) * -(-longest // STRIDE)
     writer = StoreWriter.create(
-        path, channels=channels, max_grids=most, encoder=about, exist_ok=True
+        path,
+        channels=channels,
+        max_grids=most,
+        dtype=options.dtype,
+        encoder=about,
+        exist_ok=True,
     )
     changed = [
         name

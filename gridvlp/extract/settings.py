@@ -14,6 +14,7 @@ from gridvlp.errors import UserError
 BACKBONES = ("x50", "x101", "x152", "r50")
 SIZE = "600x1000"  # paper 4.2: shorter side 600, longer at most 1000
 PRECISIONS = ("auto", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -153,6 +154,7 @@ class ExtractOptions:
     width: float = 1.0  # of "random" weights only
     size: str | None = None  # None: the size that the encoder was trained with
     precision: str = "auto"
+    dtype: str = "float16"  # of the store's numbers
     batch_size: int = 8
     workers: int = 2
 
@@ -164,5 +166,7 @@ class ExtractOptions:
             parse_size(self.size)
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision is one of {', '.join(PRECISIONS)}.")
+        if self.dtype not in DTYPES:
+            raise UserError(f"--dtype is one of {', '.join(DTYPES)}.")
         if self.batch_size <= 0 or self.workers <= 0:
             raise UserError("--batch-size and --workers must be above 0.")

@@ -2,6 +2,7 @@
 
     STORE/zarr.json            group; attributes["gridvlp"] says what every map has in common
     STORE/grids/               Zarr v3 array (rows, C), sharded; a row is one grid or region
+    STORE/scales/              array of the channels' scales, where the numbers are int8
     STORE/boxes/ classes/ scores/   arrays of the same rows, where these are regions
     STORE/index/NNNNNN.jsonl   the maps of shard N as columns: key, first row, H, W; written after
                                the shard, so that a shard without an index file does not count
@@ -34,7 +35,6 @@ CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
 SHARD_BYTES = 64 << 20
 SHARD_CHUNKS = 1024  # a read fetches the shard's index: 16 bytes a chunk
 ORDER_SEED = 0x6772696456_4C50  # "gridVLP"
-DTYPES = ("float16", "float32")
 KINDS = ("grids", "regions")
 
 _COCO_STEM = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")

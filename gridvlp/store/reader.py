@@ -20,6 +20,7 @@ from gridvlp.store.layout import (
     grid_order,
     read_attributes,
 )
+from gridvlp.store.numbers import from_bfloat16, from_bytes, holding
 from gridvlp.store.regions import UNKNOWN_CLASS, Regions
 from gridvlp.store.shards import EMPTY, array_rows, chunk_places, index_bytes, store_arrays
 
@@ -57,7 +58,9 @@ class FeatureStore:
         self.channels: int = first["channels"]
         self.encoder: dict[str, Any] = first["encoder"]
         self._arrays = [store_arrays(about) for about in self._about]
-        self.dtype = self._arrays[0]["grids"].dtype  # in which the numbers are kept
+        self.stored_as = " and ".join(sorted({about["dtype"] for about in self._about}))
+        # holds every number of the stores
+        self.dtype = np.result_type(*(holding(about["dtype"]) for about in self._about))
         rows = [array_rows(files) for files in self._files]
         self._shard_rows = [of_shard for _, of_shard in rows]
         self._index = [read_index(files, *of) for files, of in zip(self._files, rows, strict=True)]
@@ -156,7 +159,7 @@ class FeatureStore:
         """All grids (H * W, C) in row-major order; errors as for ``map``."""
         _, height, width = self.shape(key)
         count = height * width
-        stored_GC = self._rows(key, 0, count)
+        stored_GC = self._numbers(key, 0, count)
         grids_GC = np.empty(stored_GC.shape, dtype=dtype)
         grids_GC[grid_order(count)] = stored_GC
         return grids_GC
@@ -172,9 +175,10 @@ class FeatureStore:
             raise StoreError(f"{self.paths[0]} holds grids, no regions: read them with map().")
         _, height, width = self.shape(key)
         count = height * width
+        number, at = self._find(key)
         rows = {}
         for name in ("boxes", "classes", "scores"):
-            stored = self._rows(key, 0, count, name)
+            stored = self._rows(number, at, name, 0, count)
             rows[name] = np.empty_like(stored)
             rows[name][grid_order(count)] = stored
         return Regions(
@@ -200,11 +204,11 @@ class FeatureStore:
         count = height * width
         first = int((rng or np.random.default_rng()).integers(count))
         if n >= count:
-            return self._rows(key, 0, count).astype(dtype)
+            return self._numbers(key, 0, count).astype(dtype)
         last = min(first + n, count)
-        parts = [self._rows(key, first, last)]
+        parts = [self._numbers(key, first, last)]
         if first + n > count:
-            parts.append(self._rows(key, 0, first + n - count))
+            parts.append(self._numbers(key, 0, first + n - count))
         return np.concatenate(parts).astype(dtype, copy=False)
 
     def _find(self, key: str) -> tuple[int, int]:
@@ -242,21 +246,32 @@ class FeatureStore:
                 if place not in unseen:
                     yield found
 
-    def _rows(self, key: str, first: int, last: int, name: str = "grids") -> np.ndarray:
-        """Stored rows of a map in one array, from the chunks that hold them and no others."""
+    def _numbers(self, key: str, first: int, last: int) -> np.ndarray:
+        """Stored rows of a map as floating-point numbers."""
         number, place = self._find(key)
-        chunk_rows: int = self._about[number]["chunk_grids"]
-        array, rows = self._arrays[number][name], self._shard_rows[number]
-        shard, offset = divmod(int(self._index[number].starts[place]) + first, rows)
-        chunks = range(offset // chunk_rows, -(-(offset + last - first) // chunk_rows))
+        kept_GC = self._rows(number, place, "grids", first, last)
+        match self._about[number]["dtype"]:
+            case "bfloat16":
+                return from_bfloat16(kept_GC)
+            case "int8":
+                return from_bytes(kept_GC, self._rows(number, place, "scales", 0, 1)[0])
+        return kept_GC
+
+    def _rows(self, number: int, place: int, name: str, first: int, last: int) -> np.ndarray:
+        """Stored rows of a map in one array, from the chunks that hold them and no others."""
+        array, chunk_grids = self._arrays[number][name], self._about[number]["chunk_grids"]
+        shard, row = divmod(int(self._index[number].starts[place]), self._shard_rows[number])
+        begin, skipped = divmod(first, array.chunk_rows)
+        end = -(-last // array.chunk_rows)
+        chunks = range(row // chunk_grids + begin, row // chunk_grids + end)
         try:
-            stored = self._fetch(number, array.file(shard), chunks, rows // chunk_rows)
-            skipped = offset - chunks.start * chunk_rows
-            return array.decode(stored, chunk_rows)[skipped : skipped + last - first]
+            count = self._shard_rows[number] // chunk_grids
+            stored = self._fetch(number, array.file(shard), chunks, count)
+            return array.decode(stored)[skipped : skipped + last - first]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
-                f"The map of {key} in {self.paths[number]} is damaged: {error}. "
-                "Extract that photo again into a new store."
+                f"The map of {self._index[number].key(place)} in {self.paths[number]} is damaged: "
+                f"{error}. Extract that photo again into a new store."
             ) from error
 
     def _fetch(self, number: int, name: str, chunks: range, count: int) -> list[memoryview]:

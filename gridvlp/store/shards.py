@@ -17,11 +17,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
-from zarr.codecs import ZstdCodec
 
 from gridvlp.store.files import LocalFiles, RemoteFiles
 from gridvlp.store.layout import StoreError, write_whole
+from gridvlp.store.numbers import KEPT_AS
+from gridvlp.store.regions import UNKNOWN_CLASS, UNKNOWN_SCORE
 
+BFLOAT16_NAN = 0x7FC0
 EMPTY = 2**64 - 1  # where a shard has no chunk
 ZSTD_LEVEL = 1
 ZSTD = Zstd(level=ZSTD_LEVEL, checksum=True)
@@ -29,58 +31,50 @@ ZSTD = Zstd(level=ZSTD_LEVEL, checksum=True)
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a store: its shards and chunks hold the rows of the same maps as the others'."""
+    """One array of a store; chunk n of any of them belongs to the same map."""
 
     name: str
     dtype: np.dtype  # little-endian
     row_shape: tuple[int, ...]
     fill: float  # where nothing was written
+    chunk_rows: int
 
     def file(self, shard: int) -> str:
         """The file of a shard, by its name in the store."""
         return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
 
-    def encode(self, rows: np.ndarray, chunk_rows: int) -> list[bytes]:
+    def encode(self, rows: np.ndarray) -> list[bytes]:
         """The chunks that hold some rows, the last one filled up with zeros."""
-        count = -(-len(rows) // chunk_rows)
-        filled = np.zeros((count, chunk_rows, *self.row_shape), dtype=self.dtype)
+        count = -(-len(rows) // self.chunk_rows)
+        filled = np.zeros((count, self.chunk_rows, *self.row_shape), dtype=self.dtype)
         filled.reshape(-1, *self.row_shape)[: len(rows)] = rows
         return [bytes(ZSTD.encode(chunk)) for chunk in filled]
 
-    def decode(self, chunks: Sequence[bytes | memoryview], chunk_rows: int) -> np.ndarray:
+    def decode(self, chunks: Sequence[bytes | memoryview]) -> np.ndarray:
         """The rows of some chunks.
 
         Raises:
             RuntimeError, ValueError: the bytes are not those of such chunks.
         """
-        size = chunk_rows * math.prod(self.row_shape) * self.dtype.itemsize
+        size = self.chunk_rows * math.prod(self.row_shape) * self.dtype.itemsize
         parts = [ZSTD.decode(chunk) for chunk in chunks]
         if any(len(part) != size for part in parts):
             raise ValueError("a chunk has another size")
         return np.frombuffer(b"".join(parts), dtype=self.dtype).reshape(-1, *self.row_shape)
 
-    def create(self, group: Any, shard_rows: int, chunk_rows: int) -> None:
-        """Make the empty Zarr array."""
-        group.create_array(
-            self.name,
-            shape=(0, *self.row_shape),
-            shards=(shard_rows, *self.row_shape),
-            chunks=(chunk_rows, *self.row_shape),
-            dtype=self.dtype,
-            fill_value=self.fill,
-            # zstd's own checksum: not all readers check crc32c where they read part of a shard
-            compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
-        )
-
 
 def store_arrays(about: Mapping[str, Any]) -> dict[str, Array]:
     """The arrays that a store has, by the attributes of its group."""
-    arrays = [Array("grids", np.dtype(about["dtype"]), (about["channels"],), math.nan)]
+    channels, rows, kept_as = about["channels"], about["chunk_grids"], KEPT_AS[about["dtype"]]
+    missing = {"<u2": BFLOAT16_NAN, "u1": 0}.get(kept_as, math.nan)
+    arrays = [Array("grids", np.dtype(kept_as), (channels,), missing, rows)]
+    if about["dtype"] == "int8":  # one row for each chunk of grids; a map's is that of its first
+        arrays.append(Array("scales", np.dtype("<f2"), (2, channels), math.nan, 1))
     if about["kind"] == "regions":
         arrays += [
-            Array("boxes", np.dtype("<f4"), (4,), math.nan),
-            Array("classes", np.dtype("<i4"), (), -1),
-            Array("scores", np.dtype("<f4"), (), math.nan),
+            Array("boxes", np.dtype("<f4"), (4,), math.nan, rows),
+            Array("classes", np.dtype("<i4"), (), UNKNOWN_CLASS, rows),
+            Array("scores", np.dtype("<f4"), (), UNKNOWN_SCORE, rows),
         ]
     return {array.name: array for array in arrays}
 
@@ -114,7 +108,7 @@ def chunk_places(stored: bytes) -> np.ndarray:
 
 
 def array_rows(files: LocalFiles | RemoteFiles) -> tuple[int, int]:
-    """Rows of a store's arrays, and of each shard; all arrays share them.
+    """Rows of ``grids``, and of each of its shards.
 
     Raises:
         StoreError: the array's metadata cannot be read.
@@ -123,13 +117,14 @@ def array_rows(files: LocalFiles | RemoteFiles) -> tuple[int, int]:
     return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
-def grow(store: Path, arrays: Iterable[str], rows: int) -> None:
-    """Give the arrays at least this many rows."""
-    for name in arrays:
-        about = _metadata(LocalFiles(store), name)
+def grow(store: Path, arrays: Iterable[Array], chunks: int) -> None:
+    """Give the arrays at least this many chunks."""
+    for array in arrays:
+        about = _metadata(LocalFiles(store), array.name)
+        rows = chunks * array.chunk_rows
         if about["shape"][0] < rows:
             about["shape"][0] = rows
-            write_whole(store / name / "zarr.json", json.dumps(about, indent=2).encode())
+            write_whole(store / array.name / "zarr.json", json.dumps(about, indent=2).encode())
 
 
 def _metadata(files: LocalFiles | RemoteFiles, array: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class StoreSummary:
     dtype: str
     shards: int
     stored_bytes: int | None  # files of the stores, whole; None over a URL
-    raw_bytes: int  # the same numbers without compression
+    raw_bytes: int  # the same numbers in float16, without compression
     sizes: list[tuple[int, int, int]]  # (H, W, maps), the most frequent first
     sampled: int  # maps behind the figures below
     sparsity: float  # share of zeros
@@ -40,7 +40,7 @@ class StoreSummary:
             on_disk = (
                 f"{self.stored_bytes / 1e6:,.1f} MB, "
                 f"{self.stored_bytes / max(self.maps, 1) / 1e3:,.1f} kB a map, "
-                f"{100 * self.stored_bytes / max(self.raw_bytes, 1):.1f}% of raw {self.dtype}"
+                f"{100 * self.stored_bytes / max(self.raw_bytes, 1):.1f}% of raw float16"
             )
         rows: list[tuple[str, object]] = [
             *((f"encoder {name}", value) for name, value in self.encoder.items()),
@@ -88,10 +88,10 @@ def summarize(store: FeatureStore, seed: int = 0) -> StoreSummary:
         maps=len(keys),
         grids=grids,
         channels=store.channels,
-        dtype=store.dtype.name,
+        dtype=store.stored_as,
         shards=store.shards,
         stored_bytes=store.stored_bytes(),
-        raw_bytes=grids * store.channels * store.dtype.itemsize,
+        raw_bytes=grids * store.channels * 2,
         sizes=[(*size, maps) for size, maps in sizes.most_common()],
         sampled=len(drawn),
         sparsity=zeros / max(values, 1),

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from gridvlp.store.files import LocalFiles
 from gridvlp.store.index import drop_stale_packed, pack_index, read_index
 from gridvlp.store.layout import (
     CHUNK_GRIDS,
-    DTYPES,
     FORMAT_VERSION,
     KINDS,
     ORDER_SEED,
@@ -41,8 +41,9 @@ from gridvlp.store.layout import (
     write_whole,
 )
 from gridvlp.store.locks import WriterLock, short_lock
+from gridvlp.store.numbers import DTYPES, KEPT_AS, keep
 from gridvlp.store.regions import region_rows
-from gridvlp.store.shards import array_rows, grow, shard_bytes, store_arrays
+from gridvlp.store.shards import ZSTD_LEVEL, Array, array_rows, grow, shard_bytes, store_arrays
 
 
 class StoreExists(StoreError):
@@ -100,7 +101,8 @@ class StoreWriter:
             channels: C of every map.
             max_grids: the most grids H x W that a map may have (608 under 600/1000, stride 32), or
                 regions of a photo.
-            dtype: float16 or float32.
+            dtype: float16, bfloat16 or float32, to which numbers are rounded; or int8: a byte with
+                a scale for each channel of a map.
             encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
             kind: "grids", or "regions" for features with boxes.
             part: as for ``open``.
@@ -200,11 +202,10 @@ class StoreWriter:
                 f"The map of {key} has {count} grids; the store takes {self.max_grids}."
             )
         rows = self._region_rows(key, grid_map, boxes_N4, classes_N, scores_N)
-        dtype = self._arrays["grids"].dtype
-        with np.errstate(over="ignore"):
-            rows["grids"] = grid_map.reshape(self.channels, -1).T.astype(dtype)
-        if not np.isfinite(rows["grids"]).all():
-            raise StoreError(f"The map of {key} has values that are no finite {dtype}.")
+        try:
+            rows |= keep(self.dtype, grid_map.reshape(self.channels, -1).T)
+        except ValueError as error:
+            raise StoreError(f"The map of {key} has {error}.") from error
         try:
             json.dumps(facts, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -213,7 +214,7 @@ class StoreWriter:
             self.flush()
         order = grid_order(count)
         for name, array in self._arrays.items():
-            chunks = array.encode(rows[name][order], CHUNK_GRIDS)
+            chunks = array.encode(rows[name] if name == "scales" else rows[name][order])
             self._chunks[name].update(enumerate(chunks, self._used // CHUNK_GRIDS))
         start = self._shard * self._shard_rows + self._used
         for name, value in zip(self._columns, (key, start, height, width), strict=True):
@@ -247,13 +248,13 @@ class StoreWriter:
         """
         if not self._facts:
             return
+        count = self._shard_rows // CHUNK_GRIDS
         try:
             with short_lock(self.path):
-                grow(self.path, self._arrays, (self._shard + 1) * self._shard_rows)
+                grow(self.path, self._arrays.values(), (self._shard + 1) * count)
             for name, array in self._arrays.items():
                 file = self.path / array.file(self._shard)
                 make_folders(file.parent)
-                count = self._shard_rows // CHUNK_GRIDS
                 write_whole(file, shard_bytes(self._chunks[name], count))
             write_checked(numbered(self.path / "facts", self._shard), self._facts)
             write_checked(numbered(self.path / "index", self._shard), self._columns)
@@ -302,7 +303,7 @@ def _begin(
         raise StoreError(f"A store holds {' or '.join(KINDS)}, not {kind}.")
     if path.exists():
         raise StoreExists(f"{path} exists already: open it to add to it, or name another.")
-    row_bytes = channels * np.dtype(dtype).itemsize
+    row_bytes = channels * np.dtype(KEPT_AS[dtype]).itemsize
     most = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
     rows = rows_taken(max(most, max_grids))
     begun = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
@@ -320,7 +321,7 @@ def _begin(
     }
     group.attrs["gridvlp"] = about
     for array in store_arrays(about).values():
-        array.create(group, rows, CHUNK_GRIDS)
+        _create(group, array, rows // CHUNK_GRIDS)
     (begun / "index").mkdir()
     (begun / "facts").mkdir()
     sync_tree(begun)
@@ -332,6 +333,19 @@ def _begin(
             raise StoreExists(f"{path} exists already: open it to add to it.") from error
         raise StoreError(f"{path} cannot be made: {error.strerror}.") from error
     sync_folder(path.parent)
+
+
+def _create(group: Any, array: Array, chunks: int) -> None:
+    group.create_array(
+        array.name,
+        shape=(0, *array.row_shape),
+        shards=(chunks * array.chunk_rows, *array.row_shape),
+        chunks=(array.chunk_rows, *array.row_shape),
+        dtype=array.dtype,
+        fill_value=array.fill,
+        # zstd's own checksum: not all readers check crc32c where they read part of a shard
+        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
+    )
 
 
 def _free_shards(path: Path, part: int, parts: int) -> Iterator[int]:

@@ -354,7 +354,7 @@ def test_facts_that_json_cannot_hold_are_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    "options", [{"channels": 0}, {"max_grids": 0}, {"dtype": "float64"}, {"dtype": "bfloat16"}]
+    "options", [{"channels": 0}, {"max_grids": 0}, {"dtype": "float64"}, {"dtype": "float8"}]
 )
 def test_a_store_is_not_begun_with_bad_settings(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(StoreError):
