@@ -1,8 +1,11 @@
 """A page for every command of the command line, from its own help.
 
 docs/commands/NAME.md may say more than the help does; a command without such a file gets a page all
-the same. Other Markdown files that the navigation does not name are put under "Extending".
+the same. The example notebook becomes a page, too.
 """
+
+import json
+from pathlib import Path
 
 from mkdocs.structure.files import File
 
@@ -18,7 +21,7 @@ PAGE = """::: mkdocs-click
 
 
 def on_config(config):
-    """List the commands, in the order of the pipeline, and pages that nobody has listed."""
+    """List the commands, in the order of the pipeline."""
     sections = {title: pages for section in config.nav for title, pages in section.items()}
     sections["Commands"][:] = [{name: f"commands/{name}.md"} for name in cli.commands]
     return config
@@ -35,4 +38,12 @@ def on_files(files, config):
             files.remove(written)
         page = PAGE.format(name=name, attribute=command.callback.__name__) + more
         files.append(File.generated(config, path, content=page))
+    notebook = json.loads(Path(config.docs_dir, "notebook.ipynb").read_text())
+    shown = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        shown.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    link = "\n\n[The notebook itself](notebook.ipynb)"
+    page = File.generated(config, "notebook.md", content="\n\n".join(shown) + link)
+    files.append(page)
     return files

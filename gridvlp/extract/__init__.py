@@ -1,1 +1,21 @@
-"""The first stage: pixels to frozen grid maps. The only room that sees a photo."""
+"""Pixels to maps: the only part that loads Detectron2 and image libraries.
+
+    from gridvlp.extract import ExtractOptions, extract
+
+The functions are imported when they are first asked for; the options are light.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+
+__all__ = ["ExtractOptions", "TrainExtractorOptions", "extract", "train_extractor"]
+
+_HOMES = {"extract": "extraction", "train_extractor": "training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

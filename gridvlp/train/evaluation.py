@@ -152,7 +152,9 @@ def _records(task: Task, examples: list[Example], found: Predictions) -> str:
             "sentence": example.sentence,
             "images": example.images,
             "kind": example.kind,
-            "truth": asdict(truth) if is_dataclass(truth) else truth,
+            "truth": asdict(truth)
+            if is_dataclass(truth) and not isinstance(truth, type)
+            else truth,
             "labels": {task.answers[place]: score for place, score in example.target},
             "predicted": predicted,
             "top": top,
