@@ -45,6 +45,21 @@ TASK_FILE = re.compile(r"finetune .+\.py")  # the section of a task of one's own
 PRETRAIN = PreTrainingOptions(features=(STORE,))
 FINETUNE = FineTuningOptions("", (STORE,), FINE_TUNING["vqa"])
 FOLDER = click.Path(path_type=Path)
+
+
+class StorePlace(click.ParamType[Any]):
+    """A store: a folder, or a URL, whose slashes a path would fold."""
+
+    name = "store"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+        """A Path, or the text of a URL."""
+        from gridvlp.store.files import location
+
+        return location(value)
+
+
+STORE_PLACE = StorePlace()
 DATA = Path("data")
 TRAIN_EXTRACTOR = TrainExtractorOptions(Path())
 EXTRACT = ExtractOptions((Path(),))
@@ -378,13 +393,13 @@ def _photos(path: Path) -> Path:
 
 # --- the store -------------------------------------------------------------------------------
 
-store_argument = click.argument("store", type=FOLDER, default=STORE)
+store_argument = click.argument("store", type=STORE_PLACE, default=STORE)
 
 
 @cli.command()
 @store_argument
 @click.option("--threads", default=4, help="Maps that are read at once.")
-def verify(store: Path, threads: int) -> None:
+def verify(store: str | Path, threads: int) -> None:
     """Read every map of STORE and name those that are damaged."""
     from gridvlp.progress import track
     from gridvlp.store import FeatureStore
@@ -410,7 +425,7 @@ def verify(store: Path, threads: int) -> None:
 @click.option(
     "--picture", type=FOLDER, show_default="KEY.png", help="Where the picture of --image goes."
 )
-def inspect(store: Path, image: str | None, picture: Path | None) -> None:
+def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
     """Say what is inside STORE, or draw the energy of one map."""
     from gridvlp.store import FeatureStore
     from gridvlp.store.summary import summarize
@@ -445,7 +460,7 @@ def convert(source: Path, out: Path, encoder: str, channels_last: bool, max_grid
 @cli.command()
 @store_argument
 @click.option("--to", "folder", type=FOLDER, required=True, help="Folder for KEY.npy files.")
-def export(store: Path, folder: Path) -> None:
+def export(store: str | Path, folder: Path) -> None:
     """Write every map of STORE as an .npy file."""
     from gridvlp.convert import export as run
     from gridvlp.store import FeatureStore
@@ -457,10 +472,10 @@ def export(store: Path, folder: Path) -> None:
 
 features_option = click.option(
     "--features",
-    type=FOLDER,
+    type=STORE_PLACE,
     multiple=True,
     default=[STORE],
-    help="Feature store; give several to read them as one.",
+    help="Feature store, a folder or a URL (s3://, gs://, https://); several are read as one.",
 )
 data_option = click.option(
     "--data", type=FOLDER, default=Path("data"), help="Folder of annotations."
@@ -602,7 +617,7 @@ TRAINING = (
     help="Train on images of the tasks' validation and test splits, too.",
 )
 @training_options(per_task=False)
-def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values: Any) -> None:
+def pretrain(features: tuple[str | Path, ...], init: str | None, grids: str, **values: Any) -> None:
     """Pre-train the fusion model: masked words, image-text matching, image QA."""
     if grids != "all" and not grids.isdigit():
         raise UserError(f"--grids {grids}: give a number, or 'all'.")
@@ -669,7 +684,7 @@ def pretrain(features: tuple[Path, ...], init: str | None, grids: str, **values:
     "--head-lr-multiplier", default=1.0, help="Learning rate of the answer head over the encoder's."
 )
 @training_options(per_task=True)
-def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
+def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None:
     """Fine-tune on TASK: vqa, gqa, nlvr2, or a file of Python with a task of your own."""
     from gridvlp.train.tasks import get_task
 
@@ -705,10 +720,10 @@ def finetune(task: str, features: tuple[Path, ...], **values: Any) -> None:
 )
 @click.option(
     "--features",
-    type=FOLDER,
+    type=STORE_PLACE,
     multiple=True,
     show_default="those of the run",
-    help="Feature store; give several to read them as one.",
+    help="Feature store, a folder or a URL (s3://, gs://, https://); several are read as one.",
 )
 @click.option("--data", type=FOLDER, show_default="that of the run", help="Folder of annotations.")
 @click.option("--batch-size", default=64, help="Examples at a time.")
@@ -764,7 +779,9 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
 @click.option(
     "--run", type=FOLDER, show_default="runs/finetune-TASK", help="Fine-tuned run that answers."
 )
-@click.option("--features", type=FOLDER, default=STORE, help="Store in which --key is looked up.")
+@click.option(
+    "--features", type=STORE_PLACE, default=STORE, help="Store in which --key is looked up."
+)
 @click.option(
     "--weights", default=EXTRACT.weights, help="Encoder for --image: the one of the training maps."
 )
@@ -781,7 +798,7 @@ def predict(
     images: tuple[Path, ...],
     keys: tuple[str, ...],
     run: Path | None,
-    features: Path,
+    features: str | Path,
     weights: str,
     size: str | None,
     top: int,
@@ -905,9 +922,9 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _need_stores(paths: tuple[Path, ...]) -> None:
+def _need_stores(paths: tuple[str | Path, ...]) -> None:
     for path in paths:
-        if "://" not in str(path) and not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise UserError(
                 f"There is no feature store {path}: make it with `gridvlp extract --images coco/`, "
                 "or name another with --features."

@@ -1,6 +1,12 @@
 """The feature store: frozen maps on disk, and the contract between the two stages."""
 
-from gridvlp.store.layout import DamagedMap, DuplicateKey, StoreError, canonical_key
+from gridvlp.store.layout import (
+    DamagedMap,
+    DuplicateKey,
+    StoreError,
+    StoreUnreachable,
+    canonical_key,
+)
 from gridvlp.store.reader import FeatureStore
 from gridvlp.store.regions import Regions
 from gridvlp.store.writer import StoreWriter
@@ -11,6 +17,7 @@ __all__ = [
     "FeatureStore",
     "Regions",
     "StoreError",
+    "StoreUnreachable",
     "StoreWriter",
     "canonical_key",
 ]

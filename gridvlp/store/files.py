@@ -12,9 +12,10 @@ from typing import Any
 
 import google_crc32c
 
-from gridvlp.store.layout import StoreError
+from gridvlp.store.layout import StoreError, StoreUnreachable
 
-TRIES = 4  # of a request that fails; with pauses of 0.2, 0.8 and 3.2 seconds
+TRIES = 4  # of a request that fails
+PAUSE = 0.2  # seconds before the second try; four times as long before each further one
 REQUESTS_AT_ONCE = 16
 BLOCK = 1 << 20
 Range = tuple[int, int]  # offset, bytes
@@ -26,6 +27,17 @@ def location(given: str | Path) -> str | Path:
     """A local path as a Path, a URL as text (a Path would fold the slashes of s3://)."""
     text = str(given)
     return text.rstrip("/") if "://" in text else Path(given)
+
+
+def local_folder(given: str | Path) -> Path:
+    """The folder of a store that is to be written.
+
+    Raises:
+        StoreError: it is a URL.
+    """
+    if "://" in str(given):
+        raise StoreError(f"{given}: a store is written to a local folder and then copied.")
+    return Path(given)
 
 
 def store_files(place: str | Path) -> LocalFiles | RemoteFiles:
@@ -102,8 +114,8 @@ class LocalFiles:
 class RemoteFiles:
     """The files below a URL, read by range requests; safe to fork, to pickle and among threads.
 
-    A request that fails is tried again. Raises as ``LocalFiles``, and where the server or the
-    right to read is missing a StoreError, which is no damage.
+    A request that fails is tried again. Raises as ``LocalFiles``, and StoreUnreachable where the
+    server or the right to read is missing.
     """
 
     def __init__(self, url: str) -> None:
@@ -157,14 +169,14 @@ class RemoteFiles:
         url = f"{self.place}/{name}"
         for attempt in range(TRIES):
             if attempt:
-                time.sleep(0.2 * 4 ** (attempt - 1))
+                time.sleep(PAUSE * 4 ** (attempt - 1))
             try:
                 found: bytes = self._files().cat_file(url, start=start, end=end)
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # each file system has errors of its own
                 if _refused(error):
-                    raise StoreError(
+                    raise StoreUnreachable(
                         f"{url} may not be read ({_said(error)}): give credentials as for the "
                         "provider's own tools (docs/data.md, 'Stores over a URL')."
                     ) from error
@@ -172,9 +184,9 @@ class RemoteFiles:
                 continue
             size = len(found) if start == 0 and end is None else (end or 0) - start
             if len(found) > size:
-                raise StoreError(f"The server of {url} does not answer range requests.")
+                raise StoreUnreachable(f"The server of {url} does not answer range requests.")
             return _whole(found, size)
-        raise StoreError(
+        raise StoreUnreachable(
             f"{url} cannot be read ({_said(failed)}), tried {TRIES} times: see to the network or "
             "the server, and run the same command again."
         ) from failed
@@ -195,13 +207,15 @@ class RemoteFiles:
                     silence = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
                     headers = {"Accept-Encoding": "identity"}  # ranges are of the file's own bytes
                     options = {"client_kwargs": {"timeout": silence, "headers": headers}}
+                if kind == "s3":
+                    options = {"config_kwargs": {"retries": {"max_attempts": 0}}}
                 files = fsspec.filesystem(kind, **options)
             except ImportError as error:
                 raise StoreError(
                     f"{self.place} needs fsspec and {EXTRAS[kind]}: pip install 'gridvlp[remote]'."
                 ) from error
             if kind == "s3":
-                files.retries = 1  # those here are enough
+                files.retries = 1  # and none of botocore's: those here are enough
             self._opened = (os.getpid(), files)
         return self._opened[1]
 

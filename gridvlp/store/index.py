@@ -23,7 +23,13 @@ import google_crc32c
 import numpy as np
 
 from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import StoreError, canonical_key, checked_json, sync_folder
+from gridvlp.store.layout import (
+    StoreError,
+    StoreUnreachable,
+    canonical_key,
+    checked_json,
+    sync_folder,
+)
 
 PACKED = "index.bin"
 MAGIC = b"gvlpidx1"
@@ -168,6 +174,8 @@ def damaged_files(files: LocalFiles | RemoteFiles, shards: np.ndarray) -> dict[s
                 damaged[full] = f"{full} is not there."
         except (OSError, ValueError) as error:
             damaged[full] = f"{full} is damaged: {error}."
+        except StoreUnreachable:
+            raise
         except StoreError as error:
             damaged[full] = str(error)
     return damaged

@@ -52,6 +52,10 @@ class DamagedMap(StoreError):
     """The stored bytes of a map are not those that were written."""
 
 
+class StoreUnreachable(StoreError):
+    """A URL cannot be read now; what it holds may well be whole."""
+
+
 def canonical_key(stem: str) -> str:
     """One key for the namings of one photo: COCO_val2014_000000262148 is 000000262148."""
     match = _COCO_STEM.fullmatch(stem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from gridvlp.store.layout import StoreError
+from gridvlp.store.layout import StoreError, StoreUnreachable
 from gridvlp.store.reader import FeatureStore
 
 MAPS_AT_ONCE = 256
@@ -26,6 +26,9 @@ def verify(
     Returns:
         What is wrong with each damaged map, by key, and with each damaged file of the index, by
         its name. Empty when all are whole.
+
+    Raises:
+        StoreUnreachable: a URL cannot be read any more.
     """
     damaged = store.damaged_index_files()
     keys = store.keys()
@@ -45,6 +48,8 @@ def _wrong_with(store: FeatureStore, key: str) -> str | None:
     try:
         _ = store.grids(key) if store.kind == "grids" else store.regions(key)
         store.record(key)
+    except StoreUnreachable:
+        raise
     except StoreError as error:
         return str(error)
     return None

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from gridvlp.store.files import LocalFiles
+from gridvlp.store.files import LocalFiles, local_folder
 from gridvlp.store.index import drop_stale_packed, pack_index, read_index
 from gridvlp.store.layout import (
     CHUNK_GRIDS,
@@ -44,6 +44,14 @@ from gridvlp.store.locks import WriterLock, short_lock
 from gridvlp.store.numbers import DTYPES, KEPT_AS, keep
 from gridvlp.store.regions import region_rows
 from gridvlp.store.shards import ZSTD_LEVEL, Array, array_rows, grow, shard_bytes, store_arrays
+
+DIMENSIONS = {  # xarray opens no array without
+    "grids": ("row", "channel"),
+    "scales": ("chunk", "bound", "channel"),
+    "boxes": ("row", "corner"),
+    "classes": ("row",),
+    "scores": ("row",),
+}
 
 
 class StoreExists(StoreError):
@@ -114,7 +122,7 @@ class StoreWriter:
             StoreError: the path exists, or holds another store; an argument is out of range;
                 another process writes to it (see ``open``).
         """
-        path = Path(path)
+        path = local_folder(path)
         try:
             _begin(path, channels, max_grids, dtype, encoder or {}, kind)
         except StoreExists:
@@ -145,7 +153,7 @@ class StoreWriter:
             StoreError: there is none, it is of another version, or another process writes to it:
                 any for a sole writer, the same part, or a part of another n.
         """
-        path = Path(path)
+        path = local_folder(path)
         number, parts = part or (0, 1)
         if not 0 <= number < parts:
             raise StoreError(f"There is no part {number} of {parts}: give 0 to {parts - 1}.")
@@ -342,6 +350,7 @@ def _create(group: Any, array: Array, chunks: int) -> None:
         shards=(chunks * array.chunk_rows, *array.row_shape),
         chunks=(array.chunk_rows, *array.row_shape),
         dtype=array.dtype,
+        dimension_names=DIMENSIONS[array.name],
         fill_value=array.fill,
         # zstd's own checksum: not all readers check crc32c where they read part of a shard
         compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),

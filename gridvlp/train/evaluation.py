@@ -40,7 +40,7 @@ def evaluate(
     split: str,
     *,
     run: Path,
-    features: tuple[Path, ...] | None = None,
+    features: tuple[str | Path, ...] | None = None,
     data: Path | None = None,
     batch_size: int = 64,
     precision: str = "auto",
@@ -74,7 +74,7 @@ def evaluate(
     accelerator = make_accelerator(precision)
     say = first_only(say, accelerator)
     model, task, options = load_finetuned(run, task_name)
-    store = FeatureStore(features or tuple(Path(p) for p in options["features"]))
+    store = FeatureStore(features or tuple(options["features"]))
     check_encoder(model.config, store, run)
     data = data or Path(options["data"])
     examples, skipped = read_splits(task, data, [split], store, say)

@@ -74,7 +74,7 @@ FINE_TUNING: dict[str, TrainingSettings] = {
 class PreTrainingOptions:
     """What ``gridvlp pretrain`` is told; the defaults are the paper's (4.2) where it gives them."""
 
-    features: tuple[Path, ...]
+    features: tuple[str | Path, ...]
     data: Path = Path("data")
     run: Path = Path("runs/pretrain")
     sources: tuple[str, ...] = SOURCES
@@ -119,7 +119,7 @@ class FineTuningOptions:
     """What ``gridvlp finetune`` is told."""
 
     task: str
-    features: tuple[Path, ...]
+    features: tuple[str | Path, ...]
     training: TrainingSettings
     data: Path = Path("data")
     run: Path | None = None  # runs/finetune-<task>
