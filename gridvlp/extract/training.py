@@ -121,7 +121,11 @@ def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict
         f"{len(vocabulary.objects):,} objects, {len(vocabulary.attributes):,} attributes."
     )
     first = [train[i].image for i in range(min(3, len(train)))]
-    facts = {"counts": vars(train.counts), "valid": vars(valid.counts), "photos": first}
+    facts: dict[str, Any] = {
+        "counts": vars(train.counts),
+        "valid": vars(valid.counts),
+        "photos": first,
+    }
     facts["processes"] = options.processes
     with RunFolder(options.run, options.identity(), facts, comm.is_main_process()) as run:
         finished: dict[str, Any] | None = _from_first(run.finished)
