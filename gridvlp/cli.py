@@ -261,7 +261,8 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
     "--weights",
     type=FOLDER,
     show_default="from scratch",
-    help="Checkpoint to start the backbone from (ImageNet, Detectron2 or torchvision).",
+    help="Start the backbone from this: an ImageNet checkpoint (Detectron2's .pkl, torchvision's "
+    "state dict), a detector's, a run, or r50, x101, x152 for grid-feats-vqa's.",
 )
 @click.option("--size", default=TRAIN_EXTRACTOR.size, help="Shorter x longest side in pixels.")
 @click.option("--iterations", default=TRAIN_EXTRACTOR.iterations, help="Optimiser steps.")
@@ -350,8 +351,8 @@ def train_extractor(**values: Any) -> None:
 @click.option(
     "--weights",
     default=EXTRACT.weights,
-    help="Run of train-extractor, checkpoint (grid-feats-vqa, Detectron2, torchvision), or "
-    "'random' for a trial.",
+    help="Run of train-extractor; r50, x101 or x152: grid-feats-vqa's published weights, fetched "
+    "once; a checkpoint file (grid-feats-vqa, Detectron2, torchvision); 'random' for a trial.",
 )
 @click.option(
     "--backbone", type=click.Choice(BACKBONES), default=EXTRACT.backbone, help="Of random weights."

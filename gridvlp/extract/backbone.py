@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -104,45 +103,6 @@ def architecture_of(weights: Mapping[str, torch.Tensor], name: str) -> Architect
         f"{name} is of no backbone known here ({', '.join(SHAPES)}): it has {blocks} blocks in "
         f"res4 and res2.0.conv2 of shape {tuple(conv2)}."
     )
-
-
-def from_torchvision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename a torchvision ResNet's weights to Detectron2's names; its classifier is left out."""
-    renamed = {}
-    for key, value in weights.items():
-        if key.startswith("fc."):
-            continue
-        for i in range(1, 5):
-            key = key.replace(f"layer{i}.", f"res{i + 1}.")
-        if key.startswith(("conv1.", "bn1.")):
-            key = f"stem.{key}"
-        key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        for i in range(1, 4):
-            key = key.replace(f"bn{i}.", f"conv{i}.norm.")
-        renamed[key] = value
-    return renamed
-
-
-def backbone_weights(checkpoint: Any, name: str) -> tuple[dict[str, torch.Tensor], bool]:
-    """The backbone's weights in Detectron2's names, and whether they were torchvision's.
-
-    Args:
-        checkpoint: what a file held: a state dict, or a dict with one at "model" as
-            grid-feats-vqa and Detectron2 write it.
-        name: of the file, for the message.
-
-    Raises:
-        UserError: there are no tensors in it.
-    """
-    found = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
-    found = found if isinstance(found, dict) else {}
-    found = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
-    if "layer1.0.conv1.weight" in found:
-        return from_torchvision(found), True
-    inside = {k.removeprefix("backbone."): v for k, v in found.items() if k.startswith("backbone.")}
-    if not (inside or found):
-        raise UserError(f"{name} holds no weights.")
-    return inside or found, False
 
 
 def load_strictly(backbone: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,16 @@ from torch import nn
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import (
     Architecture,
-    architecture_of,
-    backbone_weights,
     load_strictly,
     new_architecture,
 )
-from gridvlp.extract.settings import SIZE
+from gridvlp.extract.checkpoints import read_checkpoint, sha256_of
+from gridvlp.extract.published import FILES, published_weights
+from gridvlp.extract.settings import BACKBONES, SIZE
 from gridvlp.run_folder import write_json
 
 STRIDE = 32
 FORMAT = 1
-
-# torchvision's ImageNet models: RGB, these statistics of 0-255 pixels
-TORCHVISION_PIXELS: dict[str, Any] = {
-    "pixel_mean": (123.675, 116.28, 103.53),
-    "pixel_std": (58.395, 57.12, 57.375),
-    "channel_order": "RGB",
-    "stride_in_1x1": False,
-}
 
 
 @dataclass(frozen=True)
@@ -50,19 +41,23 @@ class Weights:
     state: dict[str, torch.Tensor]
     sha256: str
     size: str = SIZE  # that it was trained with
+    notes: tuple[str, ...] = ()  # what was left aside or assumed in reading them, to be told
 
 
 def read_weights(source: str, backbone: str = "x50", width: float = 1.0) -> Weights:
-    """Read weights from a run, an encoder folder or a checkpoint file; or make random ones.
+    """Read weights by name, from a run, an encoder folder or a checkpoint; or make random ones.
 
-    A file is .safetensors, or a .pth as grid-feats-vqa, Detectron2 and torchvision write them
-    (loaded with weights_only: nothing in it is run). The architecture is told from the shapes.
+    Names are r50, x101 and x152: grid-feats-vqa's published weights, which are fetched once. A file
+    is .safetensors, or a .pth or .pkl as grid-feats-vqa, Detectron2 and torchvision write them;
+    nothing in it is run. The architecture is told from the shapes.
 
     Raises:
         UserError: there is nothing at ``source``, or it holds no backbone.
     """
     if source == "random":
         return _random_weights(new_architecture(backbone, width))
+    if source in FILES:
+        return _read_file(published_weights(source))
     path = Path(source)
     for folder in (path / "encoder", path):
         if (folder / "encoder.json").is_file():
@@ -73,6 +68,11 @@ def read_weights(source: str, backbone: str = "x50", width: float = 1.0) -> Weig
         raise UserError(
             f"The training in {path} is not finished, so there is no encoder yet: go on with "
             "`gridvlp train-extractor --visual-genome data/vg`."
+        )
+    if source in BACKBONES:
+        raise UserError(
+            f"Nobody published a detector {source}: name one of {', '.join(FILES)}, give a "
+            "checkpoint, or train it with `gridvlp train-extractor`."
         )
     raise UserError(
         f"There are no encoder weights at {path}: train them with `gridvlp train-extractor "
@@ -100,25 +100,9 @@ def _read_folder(folder: Path) -> Weights:
 
 
 def _read_file(path: Path) -> Weights:
-    try:
-        if path.suffix == ".safetensors":
-            checkpoint: Any = load_file(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError),
-        *(ValueError, LookupError, TypeError, AttributeError),
-    ) as error:
-        # torch.load raises all of these on damaged files
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} cannot be read as a checkpoint of plain tensors: {first}"
-        ) from error
-    state, torchvision = backbone_weights(checkpoint, str(path))
-    architecture = architecture_of(state, str(path))
-    if torchvision:
-        architecture = replace(architecture, **TORCHVISION_PIXELS)
-    return Weights(path.stem, architecture, state, sha256_of(path))
+    held = read_checkpoint(path)
+    digest = sha256_of(path)
+    return Weights(path.stem, held.architecture, held.backbone, digest, notes=held.notes)
 
 
 def _random_weights(architecture: Architecture) -> Weights:
@@ -244,9 +228,3 @@ def fold_norms(module: nn.Module) -> None:
             layer.weight = nn.Parameter(folded.to(layer.weight.dtype))
             layer.bias = nn.Parameter(bias.to(layer.weight.dtype))
             layer.norm = None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

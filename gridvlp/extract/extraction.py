@@ -133,6 +133,8 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
     encoder = FrozenEncoder(weights, options.precision)
     about = describe(weights, encoder, size)
     say(f"Encoder: {weights.name}, {encoder.channels} channels, {size}, {about['precision']}.")
+    for note in weights.notes:
+        say(note)
     if options.weights == "random":
         say("Warning: this encoder is untrained; its maps are good for trials only.")
     report = ExtractReport(options.out, len(photos))

@@ -143,7 +143,8 @@ def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict
         )
         if given is not None:
             load_strictly(model.backbone, given.state, given.name)
-            say(f"Backbone starts from {options.weights}.")
+            for line in (f"Backbone starts from {options.weights}.", *given.notes):
+                say(line)
         figures = _from_first(_Training(model, train, valid, options, run, say).fit())
 
         def fill(folder: Path) -> None:
