@@ -22,6 +22,7 @@ from gridvlp.store.layout import (
 )
 from gridvlp.store.numbers import from_bfloat16, from_bytes, holding
 from gridvlp.store.regions import UNKNOWN_CLASS, Regions
+from gridvlp.store.sampling import sampled_rows
 from gridvlp.store.shards import EMPTY, array_rows, chunk_places, index_bytes, store_arrays
 
 INDEXES_KEPT = 4096
@@ -159,7 +160,7 @@ class FeatureStore:
         """All grids (H * W, C) in row-major order; errors as for ``map``."""
         _, height, width = self.shape(key)
         count = height * width
-        stored_GC = self._numbers(key, 0, count)
+        stored_GC = self._numbers(*self._find(key), np.arange(count))
         grids_GC = np.empty(stored_GC.shape, dtype=dtype)
         grids_GC[grid_order(count)] = stored_GC
         return grids_GC
@@ -178,7 +179,7 @@ class FeatureStore:
         number, at = self._find(key)
         rows = {}
         for name in ("boxes", "classes", "scores"):
-            stored = self._rows(number, at, name, 0, count)
+            stored = self._rows(number, at, name, np.arange(count))
             rows[name] = np.empty_like(stored)
             rows[name][grid_order(count)] = stored
         return Regions(
@@ -197,19 +198,17 @@ class FeatureStore:
     ) -> np.ndarray:
         """Random grids (min(n, H * W), C), each equally likely, without replacement.
 
-        Takes ``n`` rows that follow each other in the stored pseudo-random order, from a random
-        row on, so that only their chunks are read. Errors as for ``map``.
+        Reads about n grids' worth of chunks, at least five, drawn at random; two grids of one chunk
+        meet in a sample more often than two of different chunks (docs/store-format.md). A map of
+        fewer chunks than are needed is read whole, and every set of n grids is as likely. Errors as
+        for ``map``.
         """
+        number, place = self._find(key)
         _, height, width = self.shape(key)
-        count = height * width
-        first = int((rng or np.random.default_rng()).integers(count))
-        if n >= count:
-            return self._numbers(key, 0, count).astype(dtype)
-        last = min(first + n, count)
-        parts = [self._numbers(key, first, last)]
-        if first + n > count:
-            parts.append(self._numbers(key, 0, first + n - count))
-        return np.concatenate(parts).astype(dtype, copy=False)
+        chunk_grids: int = self._about[number]["chunk_grids"]
+        rng = rng or np.random.default_rng()
+        rows = sampled_rows(height * width, n, chunk_grids, rng)
+        return self._numbers(number, place, rows).astype(dtype, copy=False)
 
     def _find(self, key: str) -> tuple[int, int]:
         """Which store holds a map, and its place in that store's index."""
@@ -246,37 +245,36 @@ class FeatureStore:
                 if place not in unseen:
                     yield found
 
-    def _numbers(self, key: str, first: int, last: int) -> np.ndarray:
+    def _numbers(self, number: int, place: int, rows: np.ndarray) -> np.ndarray:
         """Stored rows of a map as floating-point numbers."""
-        number, place = self._find(key)
-        kept_GC = self._rows(number, place, "grids", first, last)
+        kept_GC = self._rows(number, place, "grids", rows)
         match self._about[number]["dtype"]:
             case "bfloat16":
                 return from_bfloat16(kept_GC)
             case "int8":
-                return from_bytes(kept_GC, self._rows(number, place, "scales", 0, 1)[0])
+                return from_bytes(kept_GC, self._rows(number, place, "scales", np.zeros(1, int))[0])
         return kept_GC
 
-    def _rows(self, number: int, place: int, name: str, first: int, last: int) -> np.ndarray:
-        """Stored rows of a map in one array, from the chunks that hold them and no others."""
-        array, chunk_grids = self._arrays[number][name], self._about[number]["chunk_grids"]
-        shard, row = divmod(int(self._index[number].starts[place]), self._shard_rows[number])
-        begin, skipped = divmod(first, array.chunk_rows)
-        end = -(-last // array.chunk_rows)
-        chunks = range(row // chunk_grids + begin, row // chunk_grids + end)
+    def _rows(self, number: int, place: int, name: str, rows: np.ndarray) -> np.ndarray:
+        """Stored rows of a map in one array, ascending, from their chunks and no others."""
+        array, of_shard = self._arrays[number][name], self._shard_rows[number]
+        chunk_grids: int = self._about[number]["chunk_grids"]
+        shard, first = divmod(int(self._index[number].starts[place]), of_shard)
+        chunks, part = np.unique(rows // array.chunk_rows, return_inverse=True)
         try:
-            count = self._shard_rows[number] // chunk_grids
-            stored = self._fetch(number, array.file(shard), chunks, count)
-            return array.decode(stored)[skipped : skipped + last - first]
+            stored = self._fetch(
+                number, array.file(shard), first // chunk_grids + chunks, of_shard // chunk_grids
+            )
+            return array.decode(stored)[part * array.chunk_rows + rows % array.chunk_rows]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
                 f"The map of {self._index[number].key(place)} in {self.paths[number]} is damaged: "
                 f"{error}. Extract that photo again into a new store."
             ) from error
 
-    def _fetch(self, number: int, name: str, chunks: range, count: int) -> list[memoryview]:
+    def _fetch(self, number: int, name: str, chunks: np.ndarray, count: int) -> list[memoryview]:
         """The bytes of chunks of a shard that has ``count``, in one read where they adjoin."""
-        places = self._chunk_places(number, name, count)[chunks.start : chunks.stop].tolist()
+        places = self._chunk_places(number, name, count)[chunks].tolist()
         runs: list[tuple[int, int]] = []
         for offset, size in places:
             if offset == EMPTY:

@@ -158,29 +158,6 @@ def test_a_sample_is_distinct_grids_of_the_map(
     np.testing.assert_array_equal(again_GC, sample_GC)
 
 
-def test_every_grid_is_equally_likely(ragged: FeatureStore) -> None:
-    rng = np.random.default_rng(1)
-    draws, n, grids = 3000, 7, 130
-    counts = np.zeros(grids)
-    for _ in range(draws):
-        counts[ragged.sample("mid", n, rng)[:, 0].astype(int)] += 1
-    expected = draws * n / grids
-    # Neighbours in the stored order are drawn together, at most n at once: chi-square of as many
-    # independent draws, stretched by n, bounds the spread (mean 129 n, deviation 16 n).
-    assert ((counts - expected) ** 2 / expected).sum() < n * (129 + 5 * 16)
-    # A grid's count is binomial(draws, n / grids): none strays by 5 deviations.
-    deviation = (draws * n / grids * (1 - n / grids)) ** 0.5
-    assert np.abs(counts - expected).max() < 5 * deviation
-
-
-def test_single_grids_pass_a_chi_square_test(ragged: FeatureStore) -> None:
-    rng = np.random.default_rng(2)
-    counts = np.zeros(21)
-    for _ in range(4200):
-        counts[int(ragged.sample("odd", 1, rng)[0, 0])] += 1
-    assert ((counts - 200) ** 2 / 200).sum() < 45.3  # chi-square, 20 degrees, p = 0.001
-
-
 def test_a_sample_is_scattered_over_the_image(ragged: FeatureStore) -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
@@ -196,23 +173,6 @@ def test_samples_differ_without_a_generator(ragged: FeatureStore) -> None:
 
 
 # What it costs
-
-
-def test_a_sample_reads_a_fraction_of_the_map(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    maps = {key: rng.standard_normal((1024, 19, 32)).astype(np.float32) for key in "ab"}
-    store = write(tmp_path / "s", maps, channels=1024)
-    raw = 608 * 1024 * 2
-    store.map("b")
-    before = bytes_read()
-    store.map("a")
-    whole = bytes_read() - before
-    assert whole > 0.7 * raw  # what is counted are the reads of the store
-    draws = 10
-    before = bytes_read()
-    for _ in range(draws):
-        store.sample("a", 100, rng)
-    assert (bytes_read() - before) / draws < whole / 4
 
 
 def test_small_maps_cost_in_proportion_on_disk_and_to_read(tmp_path: Path) -> None:
