@@ -44,9 +44,10 @@ SYLLABLES = ["ba", "co", "di", "fen", "gor", "hul", "ka", "lem", "mi", "nor", "p
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--scale", default=1.0, help="Share of the pairs and images.")
 @click.option("--rounds", default=2, help="Starts with a cache.")
+@click.option("--keep", is_flag=True, help="Start only with the cache that an earlier call left.")
 @click.option("--write", "only", is_flag=True, help="Write it and do no more.")
 @click.option("--start", "one", is_flag=True, hidden=True, help="Measure one start, print JSON.")
-def main(folder: Path, scale: float, rounds: int, only: bool, one: bool) -> None:
+def main(folder: Path, scale: float, rounds: int, keep: bool, only: bool, one: bool) -> None:
     """Write the corpus to FOLDER, if it is not there, and start on it."""
     if one:
         click.echo(json.dumps(start(folder)))
@@ -59,8 +60,9 @@ def main(folder: Path, scale: float, rounds: int, only: bool, one: bool) -> None
         (folder / "written").touch()
     if only:
         return
-    shutil.rmtree(folder / "data" / ".gridvlp-cache", ignore_errors=True)
-    for name in ("no cache", *["cache"] * rounds):
+    if not keep:
+        shutil.rmtree(folder / "data" / ".gridvlp-cache", ignore_errors=True)
+    for name in ([] if keep else ["no cache"]) + ["cache"] * rounds:
         told = child(folder, shown=name == "no cache")
         points = ", ".join(f"{point} {seconds:.1f}" for point, seconds in told["seconds"].items())
         memory = ", ".join(f"{kind} {mb:.0f}" for kind, mb in told["mb"].items())
