@@ -3,6 +3,7 @@
     python benchmarks/train.py                          # 20 words + 100 grids
     python benchmarks/train.py --grids 608 --batch-size 4
     python benchmarks/train.py --row gridvlp --rounds 1
+    python benchmarks/train.py --profile                # where a step's time goes
 
 BERT-base sizes, the same heads (masked words, matching, 9,500 answers), batch size, AdamW (fused)
 and clipping, alternating, each in a process of its own:
@@ -50,11 +51,12 @@ IMAGES, SENTENCES = 48, 16  # of the generated corpus
 @click.option("--batch-size", default=32, help="Sentences of a step.")
 @click.option("--steps", default=2, help="Timed steps of a process, after one that warms up.")
 @click.option("--rounds", default=3, help="Processes per row; the median counts.")
+@click.option("--profile", is_flag=True, help="Show where the time of one step goes, instead.")
 @click.option("--one", is_flag=True, hidden=True, help="Measure in this process, print JSON.")
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(
-    rows: tuple[str, ...], grids: int, batch_size: int, steps: int, rounds: int, one: bool,
-    folder: Path | None,
+    rows: tuple[str, ...], grids: int, batch_size: int, steps: int, rounds: int,
+    profile: bool, one: bool, folder: Path | None,
 ) -> None:  # fmt: skip
     """Time the rows."""
     if one:
@@ -63,6 +65,9 @@ def main(
         return
     with tempfile.TemporaryDirectory() as made:
         write_world(Path(made))
+        if profile:
+            click.echo(profiled(Path(made), grids, batch_size))
+            return
         flops = count_flops(batch_size, grids)
         click.echo(
             f"{WORDS + 2} + {grids} tokens, batch {batch_size}, {torch.get_num_threads()} threads; "
@@ -194,7 +199,37 @@ class Measured(BaseException):
     """Enough steps were made."""
 
 
-def gridvlp(row: str, folder: Path, grids: int, batch_size: int, steps: int) -> tuple[float, float]:
+def profiled(folder: Path, grids: int, batch_size: int) -> str:
+    """A table of the operations of one step, forward, backward and optimiser."""
+    from torch.profiler import ProfilerActivity
+
+    peak = matmul_peak()
+    profiler = torch.profiler.profile(
+        activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True
+    )
+    seconds, _ = gridvlp("gridvlp", folder, grids, batch_size, 2, profiler)
+    kinds: dict[str, list[float]] = {}
+    for event in profiler.key_averages(group_by_input_shape=True):
+        name = event.key.removeprefix("aten::")
+        if name in ("mm", "addmm", "bmm"):
+            sides = sorted({side for shape in event.input_shapes for side in shape[-2:]})[-2:]
+            name = "attention" if name == "bmm" else f"products, sides up to {sides}"
+        found = kinds.setdefault(name, [0.0, 0.0])
+        found[0] += event.self_cpu_time_total / 1e3
+        found[1] += event.flops
+    total = sum(ms for ms, _ in kinds.values())
+    lines = [f"a step takes {seconds:.2f} s; operations of one, under the profiler {total:.0f} ms:"]
+    for name, (ms, flops) in sorted(kinds.items(), key=lambda kind: -kind[1][0])[:24]:
+        rate = (
+            f"{flops / ms / 1e6:5.0f} GFLOP/s, {100e3 * flops / ms / peak:3.0f}%" if flops else ""
+        )
+        lines.append(f"{ms:8.1f} ms {100 * ms / total:5.1f}%  {name:40} {rate}")
+    return "\n".join([*lines, f"matrix-multiply peak: {peak / 1e9:.0f} GFLOP/s"])
+
+
+def gridvlp(
+    row: str, folder: Path, grids: int, batch_size: int, steps: int, profiler: Any = None
+) -> tuple[float, float]:
     """The real loop, stopped after some steps; only its log is listened to."""
     from gridvlp.prefetch import Prefetch
     from gridvlp.run_folder import RunFolder
@@ -212,8 +247,15 @@ def gridvlp(row: str, folder: Path, grids: int, batch_size: int, steps: int) -> 
 
     def log(self: RunFolder, step: int, values: dict[str, float]) -> None:
         moments.append((time.perf_counter(), loaders[0].waited))
-        if len(moments) == steps + 1:
-            raise Measured
+        if len(moments) <= steps:
+            return
+        if profiler is not None and len(moments) == steps + 1:
+            profiler.start()
+            return
+        if profiler is not None:
+            profiler.stop()
+            moments.pop()
+        raise Measured
 
     training.Prefetch, training.LOG_STEPS, RunFolder.log = Watched, 1, log
     run = folder / "run"

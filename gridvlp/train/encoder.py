@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import AttentionInterface
-from transformers.models.bert.modeling_bert import BertCrossAttention, BertEncoder
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.models.bert.modeling_bert import BertEncoder, BertSelfAttention
 
 from gridvlp.train import dropout as own
 
@@ -46,12 +46,51 @@ def plain_attention(
 AttentionInterface.register(PLAIN, plain_attention)
 
 
-def use_own_dropout(model: nn.Module) -> None:
-    """Put ``dropout.Dropout`` in the place of PyTorch's, in all submodules; it has no weights."""
-    for module in list(model.modules()):
+class SelfAttention(BertSelfAttention):
+    """BERT's self attention with one product for queries, keys and values, and its weights."""
+
+    def forward(  # type: ignore[override]  # what transformers passes besides is for decoders
+        self,
+        hidden_BSD: Tensor,
+        attention_mask: Tensor | None = None,
+        length: int | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """What the first ``length`` places (all, if None) read from all places, context_BLD."""
+        if length in (None, hidden_BSD.shape[1]):
+            query, key, value = self._heads(hidden_BSD, self.query, self.key, self.value)
+        else:
+            (query,) = self._heads(hidden_BSD[:, :length], self.query)
+            key, value = self._heads(hidden_BSD, self.key, self.value)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, plain_attention
+        )
+        dropped = self.dropout.p if self.training else 0.0
+        context_BLHE, _ = attend(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropped
+        )
+        return context_BLHE.flatten(2), None
+
+    def _heads(self, hidden_BSD: Tensor, *parts: nn.Linear) -> tuple[Tensor, ...]:
+        """The places through each of ``parts``, as (B, H, S, E) each."""
+        weight = torch.cat([part.weight for part in parts])
+        bias = torch.cat([part.bias for part in parts])
+        joined_BSX = nn.functional.linear(hidden_BSD, weight, bias)
+        split_BSPHE = joined_BSX.unflatten(-1, (len(parts), self.num_attention_heads, -1))
+        return split_BSPHE.permute(2, 0, 3, 1, 4).unbind()
+
+
+def adapt(model: nn.Module) -> None:
+    """Give a model of BERT's modules the attention and the dropout of this room.
+
+    No weight changes its name. To be called before weights are loaded or initialised.
+    """
+    for module in model.modules():  # goes on into what is put in here
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, own.Dropout(child.p))
+            elif type(child) is BertSelfAttention:
+                setattr(module, name, SelfAttention(child.config, layer_idx=child.layer_idx))
 
 
 def attention_mask(mask_BS: Tensor, implementation: str) -> Tensor | None:
@@ -76,6 +115,5 @@ def encode(encoder: BertEncoder, embedded_BSD: Tensor, mask: Tensor | None, leng
     for layer in layers:
         hidden_BSD = layer(hidden_BSD, mask)
     text_BLD = hidden_BSD[:, :length]
-    # BERT's cross attention has the weights of its self attention under the same names.
-    context_BLD = BertCrossAttention.forward(last.attention.self, text_BLD, hidden_BSD, mask)[0]
+    context_BLD, _ = last.attention.self(hidden_BSD, mask, length)
     return last.feed_forward_chunk(last.attention.output(context_BLD, text_BLD))

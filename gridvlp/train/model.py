@@ -27,7 +27,7 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainedModel,
 )
 
-from gridvlp.train.encoder import FUSED, PLAIN, attention_mask, encode, use_own_dropout
+from gridvlp.train.encoder import FUSED, PLAIN, adapt, attention_mask, encode
 
 TEXT_MODALITY, IMAGE_MODALITY = 0, 1
 
@@ -72,7 +72,7 @@ class GridVLPModel(BertPreTrainedModel):
         self.box_projection = nn.Linear(5, config.hidden_size) if config.regions else None
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
-        use_own_dropout(self)
+        adapt(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,9 @@ def train_tokenizer(
     """
     learner = BertWordPieceTokenizer(lowercase=True)
     characters: Counter[str] = Counter()
-    for sentence in sentences():
-        characters.update(learner.normalizer.normalize_str(sentence))
+    passed = iter(sentences())
+    while some := list(islice(passed, 1024)):  # one call for many: a call costs more than its text
+        characters.update(learner.normalizer.normalize_str(" ".join(some)))
     alphabet = sorted(c for c, _ in characters.most_common(MAX_ALPHABET) if not c.isspace())
     # The learner numbers pieces in the order of a randomly seeded hash table, and breaks ties by
     # number; naming the alphabet in order beforehand makes its result the same every time.
