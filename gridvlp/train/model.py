@@ -253,8 +253,7 @@ class GridVLPForPairs(BertPreTrainedModel):
         return self.answering(torch.cat([left_BD, right_BD], dim=-1))
 
 
-# (A module named ...Attention would keep transformers from choosing the encoder's attention.)
-class PairAttentionHead(nn.Module):
+class PairHead(nn.Module):
     """UNITER's head for two sequences (Chen et al. 2020, appendix on NLVR2).
 
     Each sequence attends to the other; what it found and what it was are merged by a linear layer
@@ -310,7 +309,7 @@ class GridVLPForPairAttention(BertPreTrainedModel):
     def __init__(self, config: GridVLPConfig) -> None:
         super().__init__(config)
         self.bert = GridVLPModel(config)
-        self.answering = PairAttentionHead(config, len(config.answers or []))
+        self.answering = PairHead(config, len(config.answers or []))
         self.post_init()
 
     def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
@@ -334,7 +333,10 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
 
 
 def choose_attention(model: PreTrainedModel, device: torch.device) -> None:
-    """Plain matrix products on a CPU, where they train twice as fast as PyTorch's fused attention
-    at the lengths of this model (docs/benchmarks.md); the fused one elsewhere.
+    """Plain matrix products on a CPU, where they train faster than PyTorch's fused attention at
+    the lengths of this model (docs/benchmarks.md); the fused one elsewhere.
     """
-    model.set_attn_implementation(PLAIN if device.type == "cpu" else FUSED)
+    chosen = PLAIN if device.type == "cpu" else FUSED
+    model.set_attn_implementation(chosen)
+    # transformers only warns, and does nothing, where a module's own class is named ...Attention
+    assert model.config._attn_implementation == chosen

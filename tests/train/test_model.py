@@ -13,6 +13,7 @@ from gridvlp.train.model import (
     GridVLPForPairs,
     GridVLPForPreTraining,
     GridVLPModel,
+    choose_attention,
 )
 
 SMALL = {
@@ -82,6 +83,14 @@ def test_plain_and_fused_attention_agree():
         model.set_attn_implementation(PLAIN)
         plain = model(**inputs())[1]
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GridVLPForPreTraining, GridVLPForAnswering, GridVLPForPairs])
+def test_a_cpu_trains_with_plain_products(kind):
+    model = kind(small_config())
+    choose_attention(model, torch.device("cpu"))
+    assert model.bert.config._attn_implementation == PLAIN
+    assert model.bert.encoder.layer[0].attention.self.config._attn_implementation == PLAIN
 
 
 def test_masked_words_are_predicted_at_their_flat_positions():
