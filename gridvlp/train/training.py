@@ -7,6 +7,7 @@ resumed is the run that was not.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -72,8 +73,29 @@ def make_accelerator(precision: str) -> Accelerator:
     AcceleratorState._reset_state()  # a second run in one process may choose another precision
     # The first process may read annotations for longer than the ten minutes that others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    _join_after_restart(patience.timeout)
     return Accelerator(
-        mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[patience]
+        mixed_precision="bf16" if precision == "bfloat16" else "no",
+        cpu=not torch.cuda.is_available(),  # else it takes no notice of torchrun on a CPU
+        kwargs_handlers=[patience],
+    )
+
+
+def _join_after_restart(timeout: timedelta | None) -> None:
+    """Meet the other processes of a run that torchrun started again.
+
+    torchrun's store outlives the processes (torch 2.14), and those of a second attempt would find
+    in it the addresses of the dead: each attempt keeps its entries apart.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or torch.distributed.is_initialized():
+        return
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    torch.distributed.init_process_group(
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
     )
 
 
