@@ -852,6 +852,72 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     click.echo(f"Report: {write_report(runs, out, click.echo)}")
 
 
+@cli.command()
+@click.argument("table")
+@click.option(
+    "--scale",
+    "label",
+    type=click.Choice(["sample", "full"]),
+    default="sample",
+    help="sample: two CPU cores; full: the paper's settings.",
+)
+@click.option(
+    "--data",
+    type=FOLDER,
+    show_default="a generated sample world",
+    help="Folder of official data; full needs it.",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    show_default="trained on the data",
+    help="ENCODER=CHECKPOINT in place of training: x152=X-152.pth, x152-regions=C4.pth.",
+)
+@click.option("--seeds", type=int, show_default="3; full 1", help="Runs of each row.")
+@click.option(
+    "--work",
+    type=FOLDER,
+    show_default="runs/reproduce-SCALE",
+    help="Folder of encoders, stores and runs.",
+)
+@click.option("--out", type=FOLDER, default=Path("results"), help="Folder of the results.")
+def reproduce(
+    table: str,
+    label: str,
+    data: Path | None,
+    weights: tuple[str, ...],
+    seeds: int | None,
+    work: Path | None,
+    out: Path,
+) -> None:
+    """Fill TABLE of the paper (1, 2, 3 or sampling), with its figures beside ours."""
+    from gridvlp.reproduce import reproduce as run
+    from gridvlp.reproduce import scales
+
+    named = {}
+    for pair in weights:
+        encoder, equals, path = pair.partition("=")
+        if not (encoder and equals and path):
+            raise UserError(f"--weights {pair}: give ENCODER=CHECKPOINT, as x152=X-152.pth.")
+        named[encoder] = path
+    if seeds is not None and seeds <= 0:
+        raise UserError("--seeds must be above 0.")
+    scale = scales(label)
+    if seeds is not None:
+        scale = replace(scale, seeds=tuple(range(seeds)))
+    run(
+        table,
+        scale,
+        label=label,
+        work=work or Path(f"runs/reproduce-{label}"),
+        out=out,
+        data=data,
+        weights=named,
+        say=click.echo,
+    )
+    click.echo((out / f"table-{table}.md").read_text())
+
+
 # --- shared ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,457 @@
+"""The paper's tables on any data: what each row changes, and the engine that runs them.
+
+    gridvlp reproduce 1                        # on the sample world, two CPU cores
+    gridvlp reproduce 2 --scale full --data data
+
+The engine calls what the commands call, in folders named for what they hold, so that rows and
+tables share encoders, stores and runs; what is finished is not run again, and what was interrupted
+goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gridvlp.errors import UserError
+from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.results import markdown, summarize
+from gridvlp.train.settings import (
+    FINE_TUNING,
+    FineTuningOptions,
+    PreTrainingOptions,
+    TrainingSettings,
+)
+
+TIMES = (
+    "Times are of full-width encoders on one photo of 640 x 480 pixels, batch 1, on this machine; "
+    "speed-ups count the fusion model (BERT-base, all grids), too. The paper's are of a V100."
+)
+PHOTO_FOLDERS = ("coco", "vg/VG_100K", "vg/VG_100K_2", "gqa/images", "nlvr2/images")
+
+# --- the tables ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: what it changes, and the paper's figures (percent; ms on a V100; times faster)."""
+
+    name: str
+    paper: dict[str, float] = field(default_factory=dict)
+    backbone: str | None = None  # None: the scale's
+    size: str = "600x1000"
+    regions: int | None = None
+    grids: int | None = None  # in pre-training; None: the recipe's
+    fresh: bool = False  # fine-tuned without pre-training
+    withheld: str | None = None  # the row whose models are scored with all grids zeroed
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says of two rows: one is better, or they differ by less than ``within``."""
+
+    text: str
+    better: str
+    than: str
+    columns: tuple[str, ...] | None = None  # None: all scores; "ms": less is better
+    within: float | None = None  # points
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: its columns of scores are ``task split``."""
+
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+    columns: tuple[str, ...] = ("vqa minival", "nlvr2 dev")
+    times: bool = False
+
+
+X152 = {"vqa minival": 76.05, "nlvr2 dev": 80.03}
+TABLES = {
+    "1": Table(
+        "Results on VQA, NLVR2 and GQA",
+        (
+            Row(
+                "ours",
+                {**X152, "vqa test-dev": 76.05, "nlvr2 test1": 81.11, "gqa testdev": 63.50},
+            ),
+            Row("ours, without pre-training", fresh=True),
+            Row("ours, on regions", {"vqa minival": 75.12, "nlvr2 dev": 79.14}, regions=100),
+            Row("ours, image withheld", withheld="ours"),
+        ),
+        (
+            Claim("Pre-training helps.", "ours", "ours, without pre-training"),
+            Claim("Grids do no worse than regions.", "ours", "ours, on regions", within=0.0),
+            Claim("The answers come from the image.", "ours", "ours, image withheld"),
+        ),
+        ("vqa minival", "vqa test-dev", "nlvr2 dev", "nlvr2 test1", "gqa testdev"),
+    ),
+    "2": Table(
+        "Image encoders",
+        (
+            Row("x50", {"ms": 106, "vqa minival": 74.34, "nlvr2 dev": 78.01}, backbone="x50"),
+            Row("x101", {"ms": 153, "vqa minival": 75.18, "nlvr2 dev": 78.95}, backbone="x101"),
+            Row("x152", {"ms": 221, **X152}, backbone="x152"),
+            Row(
+                "x152 (region)",
+                {"ms": 572, "vqa minival": 75.12, "nlvr2 dev": 79.14},
+                backbone="x152",
+                regions=100,
+            ),
+        ),
+        (
+            Claim("x101 is better than x50.", "x101", "x50"),
+            Claim("x152 is better than x101.", "x152", "x101"),
+            Claim("Grids do better than regions.", "x152", "x152 (region)"),
+            Claim("Grids are faster than regions.", "x152", "x152 (region)", columns=("ms",)),
+        ),
+        times=True,
+    ),
+    "3": Table(
+        "Size of the input",
+        (
+            Row(
+                "448x448",
+                {"speed-up": 3, "vqa minival": 74.71, "nlvr2 dev": 79.22},
+                size="448x448",
+            ),
+            Row(
+                "448x746",
+                {"speed-up": 2, "vqa minival": 75.64, "nlvr2 dev": 79.72},
+                size="448x746",
+            ),
+            Row("600x1000", {"speed-up": 1, **X152}),
+        ),
+        (
+            Claim("Larger is better.", "600x1000", "448x746"),
+            Claim("Larger is better.", "448x746", "448x448"),
+            Claim("448x746 loses at most a point.", "448x746", "600x1000", within=1.0),
+        ),
+        times=True,
+    ),
+    "sampling": Table(
+        "Random grids per image in pre-training (footnote 2)",
+        (Row("64", grids=64), Row("100", X152, grids=100), Row("128", grids=128)),
+        (
+            Claim("64 makes not much difference.", "64", "100", within=1.0),
+            Claim("128 makes not much difference.", "128", "100", within=1.0),
+        ),
+    ),
+}
+
+
+# --- the scales ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        settings: option values for each command, as in a settings file.
+        backbone: of rows that name none.
+        width: of every backbone, over the published one.
+        seeds: of pre-training and fine-tuning.
+        sizes, grids: what stands for the paper's; those not named stay.
+        columns: splits that stand for the paper's.
+        images: training photos of the sample world; 0 where there is none to make.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    backbone: str = "x152"
+    width: float = 1.0
+    seeds: tuple[int, ...] = (0,)
+    sizes: dict[str, str] = field(default_factory=dict)
+    grids: dict[int, int] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+
+
+def scales(name: str) -> Scale:
+    """The scale "full" (the commands' own defaults are the paper's) or "sample" (two CPU cores).
+
+    Raises:
+        UserError: there is no such scale.
+    """
+    if name == "full":
+        return Scale({})
+    if name != "sample":
+        raise UserError(f"There is no scale {name!r}: there are sample and full.")
+    import yaml
+
+    from gridvlp.sample import SETTINGS
+
+    return Scale(
+        yaml.safe_load(SETTINGS.read_text(encoding="utf-8")),
+        backbone="x50",
+        width=0.25,
+        seeds=(0, 1, 2),
+        sizes={"600x1000": "144x256", "448x746": "108x192", "448x448": "108x108"},
+        # A map has at most 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
+        grids={64: 16, 100: 25, 128: 32},
+        columns={"vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1"},
+        images=1600,
+    )
+
+
+# --- the engine ------------------------------------------------------------------------------
+
+
+class Engine:
+    """Runs what rows need below one folder.
+
+    Args:
+        work: where encoders, stores and runs go.
+        data: official data; None makes the sample world in ``work``.
+        scale: how large.
+        weights: checkpoints by backbone ("x152", "x152-regions"), in place of training.
+        say: called with lines for the person at the keyboard.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        data: Path | None,
+        scale: Scale,
+        weights: dict[str, str],
+        say: Callable[[str], object],
+    ) -> None:
+        self.work, self.scale, self.weights, self.say = work, scale, weights, say
+        if data is None and not scale.images:
+            raise UserError("--scale full needs --data: docs/reproduce.md says what goes there.")
+        self.data = data or work / "world" / "data"
+        self._done: set[Path] = set()  # in this process: their options were checked
+        if data is None:
+            from gridvlp.sample import write_sample
+
+            write_sample(work / "world", scale.images)
+
+    def score(self, row: Row, column: str, seed: int) -> float | None:
+        """The accuracy in percent of a row in a column; None where the split has no labels."""
+        from gridvlp.train.evaluation import evaluate
+        from gridvlp.train.finetuning import finetune
+
+        task, split = column.split()
+        store = self.store(row)
+        name = f"{store.stem}{'' if row.grids is None else f'-{row.grids}grids'}/seed{seed}"
+        pretrained = self.work / "runs" / name / "pretrain"
+        self.pretrain(row, store, pretrained, seed)
+        section = {**self.section("finetune"), **self.section(f"finetune {task}")}
+        own = {k: section[k] for k in ("train_splits", "valid_split") if k in section}
+        options = FineTuningOptions(
+            task,
+            (store,),
+            replace(FINE_TUNING[task], **training_of(section), seed=seed),
+            data=self.data,
+            run=pretrained.with_name(f"{task}{'-fresh' if row.fresh else ''}"),
+            init=pretrained,
+            fresh=row.fresh,
+            **own,
+        )
+        assert options.run is not None
+        self._once(options.run, partial(finetune, options, self.say))
+        path = options.run / f"evaluate-{split}" / "metrics.json"
+        if not path.is_file():  # the last that is written
+            evaluate(task, split, run=options.run, withheld=True, say=self.say)
+        figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
+        return None if figures is None else float(figures["accuracy"])
+
+    def pretrain(self, row: Row, store: Path, run: Path, seed: int) -> None:
+        """Pre-train on a store, unless that is done."""
+        from gridvlp.train.pretraining import pretrain
+
+        section = self.section("pretrain")
+        known = {f.name for f in fields(PreTrainingOptions)} - {"training", "features", "grids"}
+        options = PreTrainingOptions(
+            features=(store,),
+            **{**{k: v for k, v in section.items() if k in known}, "data": self.data, "run": run},
+        )
+        told = section.get("grids", options.grids)
+        if row.grids is not None:
+            told = self.scale.grids.get(row.grids, row.grids)
+        grids = None if told in ("all", None) else int(told)
+        training = replace(options.training, **training_of(section), seed=seed)
+        options = replace(options, grids=grids, training=training)
+        self._once(run, partial(pretrain, options, self.say))
+
+    def store(self, row: Row) -> Path:
+        """The store of a row's maps or regions, extracted unless that is done."""
+        from gridvlp.extract.extraction import extract
+
+        size = self.scale.sizes.get(row.size, row.size)
+        encoder = self.encoder(row)
+        path = self.work / "stores" / f"{self.kind(row)}-{size}.zarr"
+        images = tuple(f for name in PHOTO_FOLDERS if (f := self.data / name).is_dir())
+        if not images:
+            raise UserError(f"There are no photos in {self.data}: docs/data.md says where they go.")
+        own: dict[str, Any] = {"backbone": self.backbone(row), "width": self.scale.width}
+        if row.regions is not None:
+            own["regions"] = row.regions
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = ExtractOptions(images, path, weights=encoder, size=size, **own)
+
+        def run() -> None:
+            for line in extract(options, self.say).lines():
+                self.say(line)
+
+        self._once(path, run)
+        return path
+
+    def encoder(self, row: Row) -> str:
+        """Weights of a row's encoder: those given, or trained unless that is done."""
+        from gridvlp.extract.training import train_extractor
+
+        if self.kind(row) in self.weights:
+            return self.weights[self.kind(row)]
+        if row.regions is not None:
+            raise UserError(
+                f"no weights of a C4 detector: give them with --weights {self.kind(row)}=FILE "
+                "(train-extractor makes encoders of grids)"
+            )
+        known = {f.name for f in fields(TrainExtractorOptions)}
+        section = {k: v for k, v in self.section("train-extractor").items() if k in known}
+        section |= {"backbone": self.backbone(row), "width": self.scale.width}
+        run = self.work / "encoders" / self.kind(row)
+        section |= {"visual_genome": self.data / "vg", "run": run}
+        options = TrainExtractorOptions(**section)
+        self._once(run, partial(train_extractor, options, self.say))
+        return str(run)
+
+    def milliseconds(self, row: Row, fusion: bool) -> float:
+        """Time of a full-width encoder on one photo; ``fusion`` adds BERT-base on its grids."""
+        path = self.work / "times.json"
+        times: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        name = f"{self.kind(row)} {row.size}{' and fusion' if fusion else ''}"
+        if name not in times:
+            from gridvlp.run_folder import write_json
+            from gridvlp.timing import time_photo
+
+            self.say(f"Timing {name}.")
+            times[name] = 1000 * time_photo(self.backbone(row), row.size, row.regions, fusion)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, times)
+        return times[name]
+
+    def _once(self, path: Path, work: Callable[[], object]) -> None:
+        """Do what fills a folder, unless this process has done so."""
+        if path not in self._done:
+            work()
+            self._done.add(path)
+
+    def backbone(self, row: Row) -> str:
+        """The backbone of a row."""
+        return row.backbone or self.scale.backbone
+
+    def kind(self, row: Row) -> str:
+        """The name of a row's encoder."""
+        return self.backbone(row) + ("-regions" if row.regions is not None else "")
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A command's settings by the names of option fields."""
+        renamed = {"source": "sources", "train_split": "train_splits"}
+        named = {k.replace("-", "_"): v for k, v in self.scale.settings.get(name, {}).items()}
+        return {renamed.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in named.items()}
+
+
+def training_of(section: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's settings that are TrainingSettings."""
+    known = {f.name for f in fields(TrainingSettings)}
+    return {name: value for name, value in section.items() if name in known}
+
+
+# --- results ---------------------------------------------------------------------------------
+
+
+def reproduce(
+    name: str,
+    scale: Scale,
+    *,
+    label: str = "sample",
+    work: Path = Path("runs/reproduce"),
+    out: Path = Path("results"),
+    data: Path | None = None,
+    weights: dict[str, str] | None = None,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Fill a table of the paper, writing OUT/table-NAME.json and .md after every figure.
+
+    Args:
+        name: one of TABLES.
+        scale: how large everything is.
+        label: the scale's name.
+        work: encoders, stores and runs; what is there is not made again.
+        out: where the results go.
+        data: official data; None makes the sample world.
+        weights: checkpoints by encoder, in place of training.
+        say: called with lines for the person at the keyboard.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        UserError: there is no such table, or none of its figures could be had.
+    """
+    from gridvlp.run_folder import environment, write_json, write_text
+
+    if name not in TABLES:
+        raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
+    table = TABLES[name]
+    engine = Engine(Path(work), data, scale, weights or {}, say)
+    columns = {c: scale.columns.get(c, c) for c in table.columns}
+    results: dict[str, Any] = {
+        "table": name,
+        "title": table.title,
+        "scale": label,
+        "data": "generated sample world" if data is None else str(data),
+        "date": date.today().isoformat(),
+        "environment": environment(),
+        "seeds": list(scale.seeds),
+        "times": TIMES if table.times else None,
+        "columns": list(dict.fromkeys(c for c in columns.values() if c)),
+        "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
+    }
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for row, where, run in _jobs(table, engine, results["columns"], scale.seeds):
+        entry = results["rows"][row.name]
+        try:
+            value = run()
+        except (UserError, ImportError) as error:
+            if str(error) not in entry["not run"]:
+                say(f"{row.name}, {where[0]}: not run: {error}")
+                entry["not run"].append(str(error))
+            continue
+        if value is not None:
+            if len(where) == 1:
+                entry[where[0]] = value
+            else:
+                entry["scores"].setdefault(where[0], {})[str(where[1])] = value
+        results["claims"] = summarize(results, [vars(claim) for claim in table.claims])
+        write_json(out / f"table-{name}.json", results)
+        write_text(out / f"table-{name}.md", markdown(results))
+    if not any(row["scores"] or "ms" in row for row in results["rows"].values()):
+        reasons = dict.fromkeys(r for row in results["rows"].values() for r in row["not run"])
+        raise UserError(f"Table {name}: no figure could be had. {' '.join(reasons)}")
+    return results
+
+
+def _jobs(
+    table: Table, engine: Engine, columns: list[str], seeds: tuple[int, ...]
+) -> Iterator[tuple[Row, tuple[Any, ...], Callable[[], float | None]]]:
+    """Every figure of a table: its row, where it goes, and what gives it; the quick ones first."""
+    whole = any("speed-up" in row.paper for row in table.rows)
+    rows = {row.name: row for row in table.rows}
+    for row in table.rows if table.times else ():
+        yield row, ("ms",), partial(engine.milliseconds, row, whole)
+    for seed in seeds:
+        for row in table.rows:
+            base = replace(rows[row.withheld], withheld=row.withheld) if row.withheld else row
+            for column in columns:
+                yield row, (column, seed), partial(engine.score, base, column, seed)

@@ -1,0 +1,180 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gridvlp.errors import UserError
+from gridvlp.reproduce import TABLES, Claim, Engine, Row, reproduce, scales
+from gridvlp.results import markdown, summarize, verdict
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper"
+
+
+def row(scores, **more):
+    return {"paper": {}, "scores": {"vqa": dict(enumerate(scores))}, "not run": [], **more}
+
+
+def judge(one, other, **options):
+    results = {"rows": {"a": row(one), "b": row(other)}, "columns": ["vqa"]}
+    (found,) = summarize(results, [vars(Claim("a beats b", "a", "b", **options))])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "within", "wanted"),
+    [
+        ([80, 81, 82], [70, 71, 72], None, "holds"),
+        ([70, 71, 72], [80, 81, 82], None, "does not hold"),
+        ([70, 75, 80], [71, 74, 79], None, "not clear"),
+        ([80], [70], None, "not clear"),  # one seed has no spread
+        ([80, 80.1], [80.5, 80.6], 1.0, "holds"),
+        ([80, 80.1], [83, 83.1], 1.0, "does not hold"),
+        ([], [70, 71], None, "not run"),
+    ],
+)
+def test_a_claim_is_judged_by_the_spread_of_the_seeds(one, other, within, wanted):
+    if not one:
+        rows = {"a": {"paper": {}, "scores": {}, "not run": ["gone"]}, "b": row(other)}
+        results = {"rows": rows, "columns": ["vqa"]}
+        (found,) = summarize(results, [vars(Claim("a beats b", "a", "b"))])
+    else:
+        found = judge(one, other, within=within)
+    assert found["verdict"] == wanted
+
+
+def test_times_are_compared_as_ratios():
+    rows = {"a": row([], ms=100.0, mean={}), "b": row([], ms=260.0, mean={})}
+    found = verdict(vars(Claim("faster", "a", "b", columns=("ms",))), rows, [])
+    assert found == {"verdict": "holds", "columns": {"ms": "2.60 times: holds"}}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_speak_of_rows_that_they_have(name):
+    table = TABLES[name]
+    rows = {row.name for row in table.rows}
+    assert {r for claim in table.claims for r in (claim.better, claim.than)} <= rows
+    assert {row.withheld for row in table.rows} - {None} <= rows
+    for row in table.rows:
+        assert row.paper.keys() <= {*table.columns, "ms", "speed-up"}
+
+
+@pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's text is not beside the checkout")
+def test_the_papers_figures_are_the_papers():
+    text = next(PAPER.glob("*.txt")).read_text()
+    for row in TABLES["2"].rows:
+        ms, vqa, nlvr2 = (row.paper[name] for name in ("ms", "vqa minival", "nlvr2 dev"))
+        assert f"{row.name} {ms:g} {vqa:.2f} {nlvr2:.2f}" in text
+    for row in TABLES["3"].rows:
+        scores = f"{row.paper['vqa minival']:.2f} {row.paper['nlvr2 dev']:.2f}"
+        assert re.search(rf"{row.name.replace('x', ' ')} (\dx|-) {scores}", text)
+
+
+def test_full_and_sample_scales():
+    assert scales("full").seeds == (0,)
+    assert len(scales("sample").seeds) == 3
+    with pytest.raises(UserError, match="no scale 'tiny'"):
+        scales("tiny")
+    with pytest.raises(UserError, match=r"docs/reproduce\.md"):
+        Engine(Path("nowhere"), None, scales("full"), {}, print)
+    with pytest.raises(UserError, match="There is no table '4': there are 1, 2, 3, sampling"):
+        reproduce("4", scales("sample"))
+
+
+TINY = {
+    "train-extractor": {
+        "size": "64x96", "iterations": 2, "batch-size": 2, "rpn-batch": 16, "roi-batch": 16,
+        "proposals": 16, "eval-steps": 10, "precision": "float32",
+    },
+    "pretrain": {
+        "source": ["vqa"], "hidden-size": 32, "layers": 1, "heads": 2, "grids": 3,
+        "epochs": 1, "batch-size": 64, "initializer-range": 0.1,
+    },
+    "finetune": {"epochs": 1, "batch-size": 64},
+    "finetune gqa": {"train-split": ["train"], "valid-split": "val"},
+}
+
+
+@pytest.mark.slow
+def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gridvlp.reproduce.PHOTO_FOLDERS", ("coco", "nlvr2/images"))
+    scale = replace(
+        scales("sample"),
+        settings=TINY,
+        seeds=(0,),
+        images=48,
+        sizes={"600x1000": "64x96"},
+        columns={
+            "vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1",
+            "gqa testdev": "",
+        },
+    )
+    told = []
+
+    def stop(line):
+        told.append(line)
+        if "Encoder from" in line:  # the first fine-tuning
+            raise KeyboardInterrupt
+
+    def run(say):
+        return reproduce("1", scale, work=tmp_path / "work", out=tmp_path / "out", say=say)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop)
+    results = run(told.append)
+    assert results["columns"] == ["vqa test", "nlvr2 test1"]
+    ours, fresh, regions, withheld = results["rows"].values()
+    for filled in (ours, fresh, withheld):
+        assert filled["scores"].keys() == {"vqa test", "nlvr2 test1"}
+        assert filled["not run"] == []
+    (reason,) = regions["not run"]
+    assert "--weights x50-regions=FILE" in reason
+    runs = tmp_path / "work/runs/x50-64x96/seed0"
+    metrics = json.loads((runs / "vqa/evaluate-test/metrics.json").read_text())
+    assert ours["scores"]["vqa test"] == {"0": metrics["figures"]["accuracy"]}
+    assert withheld["scores"]["vqa test"] == {"0": metrics["withheld"]["accuracy"]}
+    assert json.loads((runs / "vqa-fresh/run.json").read_text())["options"]["fresh"]
+    verdicts = {claim["claim"]: claim["verdict"] for claim in results["claims"]}
+    assert verdicts["Grids do no worse than regions."] == "not run"
+
+    written = json.loads((tmp_path / "out/table-1.json").read_text())
+    page = (tmp_path / "out/table-1.md").read_text()
+    assert page == markdown(written)
+    assert f"| ours | {metrics['figures']['accuracy']:.2f} |" in page
+    assert "76.05" not in page  # the paper's figures are not of these data
+
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
+    again = run(told.append)
+    assert again["rows"] == results["rows"]
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
+    assert len(before) == 5  # pre-training, and two tasks with and without it
+
+
+@pytest.mark.slow
+def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr("gridvlp.timing.REPEATS", 1)
+    engine = Engine(tmp_path, tmp_path, scales("sample"), {}, lambda line: None)
+    small = Row("small", backbone="x50", size="64x64")
+    alone, whole = engine.milliseconds(small, False), engine.milliseconds(small, True)
+    assert 0 < alone < whole
+    assert engine.milliseconds(small, False) == alone
+
+
+def test_full_scale_shows_the_papers_figures_beside_ours():
+    rows = {
+        "x50": {**row([74, 75]), "paper": {"ms": 106, "vqa": 74.34}, "ms": 5.0},
+        "x101": {**row([]), "paper": {"ms": 153, "vqa": 75.18}, "scores": {}, "not run": ["gone"]},
+    }
+    results = {
+        "table": "2", "title": "t", "scale": "full", "date": "d", "data": "data",
+        "seeds": [0, 1], "columns": ["vqa"], "rows": rows, "times": None, "claims": [],
+    }
+    summarize(results, [])
+    page = markdown(results)
+    assert "|  | ms per photo | vqa | paper: ms per photo | paper: vqa |" in page
+    assert "| x50 | 5.0 | 74.50 ± 0.71 | 106 | 74.34 |" in page
+    assert "| x101 | – | – | 153 | 75.18 |" in page
+    assert "- x101: gone" in page
