@@ -84,12 +84,24 @@ def test_full_and_sample_scales():
 
 TINY = {
     "train-extractor": {
-        "size": "64x96", "iterations": 2, "batch-size": 2, "rpn-batch": 16, "roi-batch": 16,
-        "proposals": 16, "eval-steps": 10, "precision": "float32",
+        "size": "64x96",
+        "iterations": 2,
+        "batch-size": 2,
+        "rpn-batch": 16,
+        "roi-batch": 16,
+        "proposals": 16,
+        "eval-steps": 10,
+        "precision": "float32",
     },
     "pretrain": {
-        "source": ["vqa"], "hidden-size": 32, "layers": 1, "heads": 2, "grids": 3,
-        "epochs": 1, "batch-size": 64, "initializer-range": 0.1,
+        "source": ["vqa"],
+        "hidden-size": 32,
+        "layers": 1,
+        "heads": 2,
+        "grids": 3,
+        "epochs": 1,
+        "batch-size": 64,
+        "initializer-range": 0.1,
     },
     "finetune": {"epochs": 1, "batch-size": 64},
     "finetune gqa": {"train-split": ["train"], "valid-split": "val"},
@@ -108,7 +120,9 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
         images=48,
         sizes={"600x1000": "64x96"},
         columns={
-            "vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1",
+            "vqa minival": "vqa test",
+            "vqa test-dev": "",
+            "nlvr2 dev": "nlvr2 test1",
             "gqa testdev": "",
         },
     )
@@ -169,8 +183,16 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
         "x101": {**row([]), "paper": {"ms": 153, "vqa": 75.18}, "scores": {}, "not run": ["gone"]},
     }
     results = {
-        "table": "2", "title": "t", "scale": "full", "date": "d", "data": "data",
-        "seeds": [0, 1], "columns": ["vqa"], "rows": rows, "times": None, "claims": [],
+        "table": "2",
+        "title": "t",
+        "scale": "full",
+        "date": "d",
+        "data": "data",
+        "seeds": [0, 1],
+        "columns": ["vqa"],
+        "rows": rows,
+        "times": None,
+        "claims": [],
     }
     summarize(results, [])
     page = markdown(results)
