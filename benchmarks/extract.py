@@ -1,17 +1,18 @@
 """Extraction side by side: the usual Detectron2 loop against ``gridvlp extract``.
 
     python benchmarks/extract.py
-    python benchmarks/extract.py --images photos/ --backbone x152 --size 600x1000 --photos 8
+    python benchmarks/extract.py --images photos/ --row x152 --size 600x1000 --photos 8
 
 On the same photos, with the same random weights, alternating, each in a process of its own:
 
-    usual     Detectron2's backbone, norms not folded, one photo at a time, float32, torch.save
+    usual     Detectron2's GeneralizedRCNN as it builds it: preprocess_image and backbone (for
+              regions its inference too), one photo at a time, float32, torch.save for each photo
     gridvlp   gridvlp extract, as it is
-    memory    its encoder alone, on decoded photos in memory, no store
+    memory    its encoder alone, on decoded photos in memory, no store; as many streams as extract
 
 Prints the median milliseconds per photo, the ratio usual / gridvlp, gridvlp's share of the rate in
-memory, its share of the machine's measured matrix-multiply peak (bfloat16 where it has it), and
-peak memory. Without --images it renders photos of the sample world.
+memory, its share of the machine's measured matrix-multiply peak (bfloat16 where it has it; grids
+only), and peak memory. Without --images it renders photos of the sample world.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,17 @@ import torch
 from memory import peak_mb
 
 KINDS = ("usual", "gridvlp", "memory")
+ROWS = ("x50", "x101", "x152", "x152-regions")
+REGIONS = 100
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of photos.")
-@click.option("--backbone", "backbones", multiple=True, default=["x50", "x101", "x152"])
+@click.option("--row", "backbones", multiple=True, default=ROWS, help="Backbone, or with -regions.")
 @click.option("--size", "sizes", multiple=True, default=["448x448", "448x746", "600x1000"])
 @click.option("--photos", default=16, help="Photos a round.")
 @click.option("--rounds", default=3, help="Rounds; the median counts.")
-@click.option("--batch-size", default=4, help="Of gridvlp and of the encoder in memory.")
+@click.option("--batch-size", default=8, help="Of gridvlp and of the encoder in memory.")
 @click.option("--one", hidden=True, help="Measure one kind and print its figures as JSON.")
 def main(
     images: Path | None, backbones: tuple[str, ...], sizes: tuple[str, ...], photos: int,
@@ -76,7 +80,7 @@ def child(
 ) -> dict[str, float]:
     """Measure in a fresh process, whose peak memory is its own."""
     line = [sys.executable, "-W", "ignore", __file__, "--one", kind, "--images", str(images)]
-    line += ["--backbone", backbone, "--size", size, "--photos", str(photos)]
+    line += ["--row", backbone, "--size", size, "--photos", str(photos)]
     line += ["--batch-size", str(batch_size)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -88,30 +92,34 @@ def child(
 def summary(backbone: str, size: str, rows: dict[str, list[dict[str, float]]], peak: float) -> str:
     """One line of the table."""
     ms = {kind: statistics.median(run["ms"] for run in row) for kind, row in rows.items()}
-    share = statistics.median(run["flops"] / run["ms"] * 1e3 for run in rows["gridvlp"]) / peak
     memory = {kind: max(run["mb"] for run in row) for kind, row in rows.items()}
+    flops = rows["gridvlp"][0]["flops"]
+    share = f"{100 * flops / ms['gridvlp'] * 1e3 / peak:.0f}% of peak; " if flops else ""
     return (
-        f"{backbone:5} {size:9} usual {ms['usual']:7.1f} ms, gridvlp {ms['gridvlp']:7.1f} ms "
+        f"{backbone:12} {size:9} usual {ms['usual']:7.1f} ms, gridvlp {ms['gridvlp']:7.1f} ms "
         f"({1e3 / ms['gridvlp']:.1f} photos/s), ratio {ms['usual'] / ms['gridvlp']:.2f}; "
         f"{100 * ms['memory'] / ms['gridvlp']:.0f}% of the rate in memory; "
-        f"{100 * share:.0f}% of peak; memory {memory['usual']:.0f} and {memory['gridvlp']:.0f} MB"
+        f"{share}memory {memory['usual']:.0f} and {memory['gridvlp']:.0f} MB"
     )
 
 
 def measure(
-    kind: str, images: Path, backbone: str, size: str, photos: int, batch_size: int
+    kind: str, images: Path, row: str, size: str, photos: int, batch_size: int
 ) -> dict[str, float]:
     """Milliseconds and floating-point operations per photo, and this process's peak memory."""
-    from gridvlp.extract.encoder import FrozenEncoder, read_weights
+    from gridvlp.extract.encoder import read_weights
     from gridvlp.extract.extraction import extract
-    from gridvlp.extract.photos import find_photos, read_photo
+    from gridvlp.extract.photos import find_photos
     from gridvlp.extract.settings import ExtractOptions, parse_size
 
-    chosen = tuple(find_photos([images])[: photos + 1])
-    weights = read_weights("random", backbone)
+    backbone, regions = row.removesuffix("-regions"), row.endswith("-regions")
+    found = find_photos([images])
+    # spread over the folder, so that all its sizes are there; the first one warms up
+    chosen = tuple(found[:: max(1, len(found) // (photos + 1))][: photos + 1])
+    weights = read_weights("random", backbone, detector=regions)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         if kind == "usual":
-            seconds = usual(weights, chosen, parse_size(size), Path(folder))
+            seconds = usual(weights, chosen, parse_size(size), Path(folder), regions)
         elif kind == "gridvlp":
             # the first call loads and warms what a long extraction pays once
             options: dict[str, Any] = {
@@ -119,46 +127,66 @@ def measure(
                 "backbone": backbone,
                 "size": size,
                 "batch_size": batch_size,
+                "regions": REGIONS if regions else None,
             }
             extract(ExtractOptions(chosen[:1], Path(folder) / "warm.zarr", **options), _quiet)
             timed = ExtractOptions(chosen[1:], Path(folder) / "store.zarr", **options)
             seconds = extract(timed, _quiet).seconds / len(chosen[1:])
         else:
-            encoder = FrozenEncoder(weights)
-            by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
-            for path in chosen[1:]:
-                pixels = read_photo(path, parse_size(size)).pixels_HW3
-                by_size.setdefault(pixels.shape, []).append(pixels)
-            batches = [
-                torch.from_numpy(np.stack(group[first : first + batch_size]))
-                for group in by_size.values()
-                for first in range(0, len(group), batch_size)
-            ]
-            encoder(batches[0])
-            start = time.perf_counter()
-            for batch in batches:
-                encoder(batch)
-            seconds = (time.perf_counter() - start) / len(chosen[1:])
-        flops = count_flops(weights, chosen[1:], parse_size(size))
-    used = peak_mb()
-    return {"ms": 1e3 * seconds, "flops": flops, "mb": used}
+            seconds = in_memory(weights, chosen, parse_size(size), batch_size, regions)
+        flops = 0.0 if regions else count_flops(weights, chosen[1:], parse_size(size))
+    return {"ms": 1e3 * seconds, "flops": flops, "mb": peak_mb()}
 
 
-def usual(weights: Any, photos: tuple[Path, ...], size: tuple[int, int], folder: Path) -> float:
+def in_memory(
+    weights: Any, photos: tuple[Path, ...], size: tuple[int, int], batch_size: int, regions: bool
+) -> float:
+    """Seconds per photo of extraction's own batches and streams, on pixels that are there."""
+    from gridvlp.extract import extraction
+    from gridvlp.extract.encoder import FrozenEncoder
+    from gridvlp.extract.photos import read_photo
+    from gridvlp.extract.regions import RegionEncoder
+
+    encoder = RegionEncoder(weights, REGIONS) if regions else FrozenEncoder(weights)
+    read = [(path, read_photo(path, size)) for path in photos]
+    pixels = [
+        torch.from_numpy(np.stack([read[1:][place][1].pixels_HW3 for place in places]))
+        for places in extraction._batches(read[1:], encoder, batch_size)
+    ]
+    threads = torch.get_num_threads()
+    streams = min(threads, len(pixels)) if encoder.device.type == "cpu" else 1
+    encoder(torch.from_numpy(read[0][1].pixels_HW3.copy())[None])
+    with ThreadPoolExecutor(
+        streams, initializer=torch.set_num_threads, initargs=(threads // streams,)
+    ) as pool:
+        start = time.perf_counter()
+        list(pool.map(encoder, pixels))
+        return (time.perf_counter() - start) / len(photos[1:])
+
+
+def usual(
+    weights: Any, photos: tuple[Path, ...], size: tuple[int, int], folder: Path, regions: bool
+) -> float:
     """Seconds per photo of the loop that grid-feats-vqa and its descendants run."""
     from detectron2.data import detection_utils
     from detectron2.data.transforms import ResizeShortestEdge
+    from detectron2.modeling import build_model
 
-    from gridvlp.extract.backbone import load_strictly
+    from gridvlp.extract.backbone import c4_config, load_strictly
 
     architecture = weights.architecture
-    backbone = architecture.build()
-    load_strictly(backbone, weights.state, weights.name)
-    backbone.eval()
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (architecture.pixel_mean, architecture.pixel_std)
-    )
+    if regions:
+        cfg = c4_config(architecture, 1600)
+        cfg.TEST.DETECTIONS_PER_IMAGE = REGIONS
+    else:
+        cfg = architecture.config(dilation=1, norm="FrozenBN", freeze_at=2)
+        cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    model: Any = build_model(cfg).eval()
+    load_strictly(model if regions else model.backbone, weights.state, weights.name)
     resize = ResizeShortestEdge(size[0], size[1])
     start = 0.0
     for number, path in enumerate(photos):
@@ -166,9 +194,18 @@ def usual(weights: Any, photos: tuple[Path, ...], size: tuple[int, int], folder:
             start = time.perf_counter()
         pixels_HW3 = detection_utils.read_image(str(path), format="BGR")
         pixels_HW3 = resize.get_transform(pixels_HW3).apply_image(pixels_HW3)
-        pixels_3HW = torch.as_tensor(pixels_HW3.transpose(2, 0, 1).astype("float32"))
-        features = backbone(((pixels_3HW - mean) / std)[None])["res5"]
-        torch.save(features, folder / f"{path.stem}.pth")
+        pixels_3HW = torch.as_tensor(pixels_HW3.astype("float32").transpose(2, 0, 1))
+        images = model.preprocess_image([{"image": pixels_3HW}])
+        maps = model.backbone(images.tensor)
+        if regions:
+            heads = model.roi_heads
+            proposals, _ = model.proposal_generator(images, maps)
+            boxes = [proposals[0].proposal_boxes]
+            features = heads._shared_roi_transform([maps["res4"]], boxes).mean(dim=[2, 3])
+            found, kept = heads.box_predictor.inference(heads.box_predictor(features), proposals)
+            torch.save((features[kept[0]], found[0]), folder / f"{path.stem}.pth")
+        else:
+            torch.save(maps["res5"], folder / f"{path.stem}.pth")
     return (time.perf_counter() - start) / (len(photos) - 1)
 
 

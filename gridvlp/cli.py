@@ -25,6 +25,7 @@ from gridvlp.errors import UserError
 from gridvlp.extract.settings import (
     BACKBONES,
     DTYPES,
+    EXTRACT_PRECISIONS,
     OPTIMIZERS,
     PRECISIONS,
     ExtractOptions,
@@ -363,9 +364,9 @@ def train_extractor(**values: Any) -> None:
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(EXTRACT_PRECISIONS),
     default=EXTRACT.precision,
-    help="auto: bfloat16 where the hardware multiplies in it.",
+    help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
 )
 @click.option(
     "--dtype",
@@ -375,8 +376,25 @@ def train_extractor(**values: Any) -> None:
 )
 @click.option("--batch-size", default=EXTRACT.batch_size, help="Photos of one size at a time.")
 @click.option("--workers", default=EXTRACT.workers, help="Threads that decode.")
+@click.option(
+    "--regions",
+    type=int,
+    show_default="grid maps",
+    help="Most regions of a photo, by a C4 detector, in place of grid maps; 100 as published.",
+)
+@click.option(
+    "--num-shards",
+    type=int,
+    show_default="torchrun's WORLD_SIZE, or 1",
+    help="Processes or machines that fill the store together.",
+)
+@click.option(
+    "--shard", type=int, show_default="torchrun's RANK, or 0", help="Which of them this one is."
+)
 def extract(images: tuple[Path, ...], **values: Any) -> None:
-    """Write the grid maps of photos to a feature store."""
+    """Write the grid maps (or regions) of photos to a feature store."""
+    if values["num_shards"] is None and values["shard"] is None and "WORLD_SIZE" in os.environ:
+        values |= {"num_shards": int(os.environ["WORLD_SIZE"]), "shard": int(os.environ["RANK"])}
     options = ExtractOptions(images=tuple(map(_photos, images)), **values)
     from gridvlp.extract.extraction import extract as run
 

@@ -15,6 +15,7 @@ from gridvlp.errors import UserError
 
 # depth, groups and channels per group, as in grid-feats-vqa; x50 is ResNeXt-50 32x4d
 SHAPES = {"r50": (50, 1, 64), "x50": (50, 32, 4), "x101": (101, 32, 8), "x152": (152, 32, 8)}
+PROPOSALS = 300  # of a C4 detector at test
 RES4_BLOCKS = {50: 6, 101: 23, 152: 36}
 
 # Of 0-255 pixels in BGR (Detectron2); R-50 and X-152 were published with std 1, X-101 with this.
@@ -66,6 +67,25 @@ class Architecture:
         """The backbone as extraction uses it: dilation 1, stride 32, frozen norms."""
         cfg = self.config(dilation=1, norm="FrozenBN", freeze_at=0)
         return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def c4_config(
+    architecture: Architecture, classes: int, *, norm: str = "FrozenBN", freeze_at: int = 0
+) -> CfgNode:
+    """Detectron2's configuration of a C4 detector: its faster_rcnn_*_C4, grid-feats-vqa's baseline.
+
+    The proposals at test are as few as bottom-up attention's (Anderson et al., 2018).
+    """
+    cfg = architecture.config(dilation=1, norm=norm, freeze_at=freeze_at)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 6000, PROPOSALS
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2  # grid-feats-vqa
+    return cfg
 
 
 def new_architecture(backbone: str, width: float) -> Architecture:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,6 +22,7 @@ from torch import nn
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import (
     Architecture,
+    c4_config,
     load_strictly,
     new_architecture,
 )
@@ -30,6 +33,7 @@ from gridvlp.run_folder import write_json
 
 STRIDE = 32
 FORMAT = 1
+RANDOM_CLASSES = 1600  # of a random detector: Visual Genome's
 
 
 @dataclass(frozen=True)
@@ -44,26 +48,42 @@ class Weights:
     notes: tuple[str, ...] = ()  # what was left aside or assumed in reading them, to be told
 
 
-def read_weights(source: str, backbone: str = "x50", width: float = 1.0) -> Weights:
+def read_weights(
+    source: str, backbone: str = "x50", width: float = 1.0, detector: bool = False
+) -> Weights:
     """Read weights by name, from a run, an encoder folder or a checkpoint; or make random ones.
 
     Names are r50, x101 and x152: grid-feats-vqa's published weights, which are fetched once. A file
     is .safetensors, or a .pth or .pkl as grid-feats-vqa, Detectron2 and torchvision write them;
     nothing in it is run. The architecture is told from the shapes.
 
+    Args:
+        source: path, or "random".
+        backbone: of random weights.
+        width: of random weights.
+        detector: keep the whole detector, by its full key names, and not the backbone alone.
+
     Raises:
         UserError: there is nothing at ``source``, or it holds no backbone.
     """
     if source == "random":
-        return _random_weights(new_architecture(backbone, width))
+        return _random_weights(new_architecture(backbone, width), detector)
     if source in FILES:
-        return _read_file(published_weights(source))
+        return _read_file(published_weights(source), detector)
     path = Path(source)
-    for folder in (path / "encoder", path):
+    weights = None
+    for folder in (path, path / "encoder"):
         if (folder / "encoder.json").is_file():
-            return _read_folder(folder)
+            weights = _read_folder(folder)
     if path.is_file():
-        return _read_file(path)
+        weights = _read_file(path, detector)
+    if weights is not None:
+        if not detector and not any(key.startswith("res5.") for key in weights.state):
+            raise UserError(
+                f"{path} is of a C4 detector, whose maps end at res4: extract its regions with "
+                "--regions 100, or name the weights of a grid encoder."
+            )
+        return weights
     if (path / "run.json").is_file():
         raise UserError(
             f"The training in {path} is not finished, so there is no encoder yet: go on with "
@@ -99,13 +119,16 @@ def _read_folder(folder: Path) -> Weights:
         raise UserError(f"{folder} is no whole encoder ({error}).") from error
 
 
-def _read_file(path: Path) -> Weights:
+def _read_file(path: Path, detector: bool) -> Weights:
     held = read_checkpoint(path)
-    digest = sha256_of(path)
-    return Weights(path.stem, held.architecture, held.backbone, digest, notes=held.notes)
+    state, notes = held.backbone, held.notes
+    if detector:
+        state = {**{f"backbone.{k}": v for k, v in state.items()}, **held.heads}
+        notes = tuple(note for note in notes if "left aside" not in note)
+    return Weights(path.stem, held.architecture, state, sha256_of(path), notes=notes)
 
 
-def _random_weights(architecture: Architecture) -> Weights:
+def _random_weights(architecture: Architecture, detector: bool) -> Weights:
     """Weights of seed 0, for benchmarks and tests.
 
     Without statistics to normalise by, every block would double the variance of its input; the
@@ -113,7 +136,9 @@ def _random_weights(architecture: Architecture) -> Weights:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = architecture.build().state_dict()
+        cfg = c4_config(architecture, RANDOM_CLASSES)
+        built = build_model(cfg) if detector else architecture.build()
+        state: dict[str, torch.Tensor] = built.cpu().state_dict()
     for key, value in state.items():
         if key.endswith("conv3.norm.weight"):
             value.fill_(0.2)
@@ -155,26 +180,36 @@ def save_encoder(
     write_json(folder / "encoder.json", about)
 
 
+def choose_device() -> torch.device:
+    """The processor, or the GPU; of several, under torchrun, the one of this process."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Float32, or bfloat16 where the hardware multiplies in it and ``precision`` is "auto"."""
-    if precision == "auto":
-        if device.type == "cuda":
-            if torch.cuda.is_bf16_supported(including_emulation=False):
-                return torch.bfloat16
-        elif torch.cpu._is_avx512_bf16_supported():
-            return torch.bfloat16
-    return torch.float32
+    """The named one; of "auto" bfloat16 where the hardware multiplies in it.
+
+    A GPU that does not takes float16, a processor float32.
+    """
+    if precision != "auto":
+        named: torch.dtype = getattr(torch, precision)
+        return named
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 class FrozenEncoder(nn.Module):
     """Photos to C5 maps.
 
     The norms are folded into the convolutions, memory is channels-last, and the arithmetic is
-    bfloat16 where the hardware has it.
+    bfloat16 (on older GPUs float16) where the hardware has it.
 
     Args:
         weights: of the backbone.
-        precision: "auto" or "float32".
+        precision: "auto", "bfloat16", "float16" or "float32".
 
     Raises:
         UserError: the weights do not fit the backbone that their shapes told of.
@@ -182,21 +217,16 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, weights: Weights, precision: str = "auto") -> None:
         super().__init__()
-        architecture = weights.architecture
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device()
         self.dtype = choose_precision(precision, self.device)
-        self.channel_order = architecture.channel_order
-        self.channels = architecture.channels
-        self.backbone = architecture.build()
+        self.channels = weights.architecture.channels
+        self.pixels = Pixels(weights.architecture)
+        self.backbone = weights.architecture.build()
         load_strictly(self.backbone, weights.state, weights.name)
         fold_norms(self.backbone)
-        self.backbone.requires_grad_(False)
-        self.pixel_mean: torch.Tensor
-        self.pixel_std: torch.Tensor
-        self.backbone.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
-        for name in ("pixel_mean", "pixel_std"):
-            values = torch.tensor(getattr(architecture, name), device=self.device)
-            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+        self.backbone.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.pixels.to(self.device)
 
     @torch.inference_mode()
     def forward(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
@@ -208,12 +238,31 @@ class FrozenEncoder(nn.Module):
         Returns:
             (B, C, ceil(H / 32), ceil(W / 32)), float32, after the last ReLU.
         """
-        if self.channel_order == "BGR":
-            pixels_BHW3 = pixels_BHW3.flip(-1)
-        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last already
-        pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2).to(self.device).float()
-        pixels_B3HW = ((pixels_B3HW - self.pixel_mean) / self.pixel_std).to(self.dtype)
+        pixels_B3HW = self.pixels(pixels_BHW3.to(self.device), self.dtype)
         return self.backbone(pixels_B3HW)["res5"].float()
+
+
+class Pixels(nn.Module):
+    """What an architecture does to pixels before its first convolution."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        mean_3, std_3 = (
+            torch.tensor(values) for values in (architecture.pixel_mean, architecture.pixel_std)
+        )
+        self.flipped = architecture.channel_order == "BGR"
+        self.scale_3: torch.Tensor
+        self.shift_3: torch.Tensor
+        self.register_buffer("scale_3", 1 / std_3, persistent=False)
+        self.register_buffer("shift_3", -mean_3 / std_3, persistent=False)
+
+    def forward(self, pixels_BHW3: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """RGB photos (B, H, W, 3), uint8, as (B, 3, H, W), normalised, channels-last."""
+        if self.flipped:
+            pixels_BHW3 = pixels_BHW3.flip(-1)
+        scaled_BHW3 = torch.addcmul(self.shift_3, pixels_BHW3.float(), self.scale_3)
+        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last already
+        return scaled_BHW3.to(dtype).permute(0, 3, 1, 2)
 
 
 def fold_norms(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ gridvlp extract --images coco/
 from __future__ import annotations
 
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,64 +19,20 @@ import numpy as np
 import torch
 
 from gridvlp.errors import UserError
+from gridvlp.extract.backbone import PROPOSALS
 from gridvlp.extract.encoder import STRIDE, FrozenEncoder, Weights, read_weights
 from gridvlp.extract.photos import BadPhoto, Photo, find_photos, read_photo
+from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.settings import ExtractOptions, parse_size
+from gridvlp.extract.statistics import FeatureStatistics
 from gridvlp.progress import track
 from gridvlp.run_folder import versions, write_text
 from gridvlp.store import StoreWriter, canonical_key
 
-WINDOW = 16  # batches read ahead, so that photos of one size can be put together
+WINDOW = 4  # batches looked at together, so that photos of one size can share one
 SAVE_SECONDS = 300.0  # at most this much work is lost to a kill
-FEW_ZEROS, MANY_ZEROS = 0.2, 0.98  # of post-ReLU C5 maps outside this range something is wrong
-DEAD_SHARE = 0.5
-
-
-@dataclass
-class FeatureStatistics:
-    """Of the maps that this call wrote: what tells a good encoder from a misfed one."""
-
-    values: int = 0
-    zeros: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-    alive_C: np.ndarray | None = None
-
-    def add(self, map_CHW: np.ndarray) -> None:
-        """Count one map."""
-        self.values += map_CHW.size
-        self.zeros += map_CHW.size - int(np.count_nonzero(map_CHW))
-        self.total += float(map_CHW.sum(dtype=np.float64))
-        self.largest = max(self.largest, float(map_CHW.max()))
-        alive_C: np.ndarray = np.any(map_CHW, axis=(1, 2))
-        self.alive_C = alive_C if self.alive_C is None else self.alive_C | alive_C
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Sparsity and dead channels in percent, mean and maximum."""
-        if self.alive_C is None:
-            return {}
-        return {
-            "zeros %": 100 * self.zeros / self.values,
-            "mean": self.total / self.values,
-            "max": self.largest,
-            "dead channels %": 100 * float(1 - self.alive_C.mean()),
-        }
-
-    def warnings(self) -> list[str]:
-        """What looks wrong, and what it may come from."""
-        if self.alive_C is None:
-            return []
-        found = []
-        share = self.zeros / self.values
-        if not FEW_ZEROS <= share <= MANY_ZEROS:
-            found.append(
-                f"{100 * share:.1f}% of the features are zero, which is unusual after a ReLU: are "
-                "these the right weights?"
-            )
-        if 1 - self.alive_C.mean() > DEAD_SHARE:
-            found.append("More than half of the channels never fire: are these trained weights?")
-        return found
+# On a processor more photos at a time gain nothing, and their memory costs page faults.
+CPU_BATCH_PIXELS = 600 * 1000
 
 
 @dataclass
@@ -83,25 +40,31 @@ class ExtractReport:
     """What became of the photos."""
 
     store: Path
-    found: int
+    found: int = 0
     written: int = 0
     already_there: int = 0
+    few: int = 0  # photos with fewer regions than asked for
+    part: tuple[int, int] | None = None
+    regions: int | None = None
     skipped: dict[str, str] = field(default_factory=dict)  # path -> reason
     seconds: float = 0.0
     statistics: FeatureStatistics = field(default_factory=FeatureStatistics)
 
     def lines(self) -> list[str]:
         """The report, to be printed."""
+        shard = f" of shard {self.part[0]} of {self.part[1]}" if self.part else ""
         rate = self.written / self.seconds if self.seconds else 0.0
         told = [
-            f"{self.found:,} photos: {self.written:,} written to {self.store} in "
+            f"{self.found:,} photos{shard}: {self.written:,} written to {self.store} in "
             f"{self.seconds:.0f} s ({rate:.1f} photos/s), {self.already_there:,} there already, "
             f"{len(self.skipped):,} skipped."
         ]
         for reason, count in Counter(_kind(r) for r in self.skipped.values()).most_common():
             told.append(f"  skipped {count:,}: {reason}")
         if self.skipped:
-            told.append(f"  each is listed in {skipped_file(self.store)}")
+            told.append(f"  each is listed in {skipped_file(self.store, self.part)}")
+        if self.few:
+            told.append(f"{self.few:,} photos have fewer than {self.regions} regions.")
         if self.statistics.figures:
             values = ", ".join(f"{n} {v:.3g}" for n, v in self.statistics.figures.items())
             told.append(f"Features: {values}.")
@@ -109,16 +72,18 @@ class ExtractReport:
         return told
 
 
-def skipped_file(store: Path) -> Path:
-    """Where the skipped files of the last extraction into a store are listed."""
-    return store.with_name(store.name + ".skipped.txt")
+def skipped_file(store: Path, part: tuple[int, int] | None = None) -> Path:
+    """Where the skipped files of the last extraction into a store, or its part k of n, are."""
+    which = f"-{part[0]}-of-{part[1]}" if part else ""
+    return store.with_name(f"{store.name}.skipped{which}.txt")
 
 
 def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> ExtractReport:
     """Encode photos into a store, new or begun; photos that are in it are passed over.
 
-    Maps are written in the order of the photos, whatever the batches, so that a run that was
-    killed and started again leaves the store of one that was not.
+    Features are written in the order of the photos, whatever the batches, so that a run that was
+    killed and started again leaves the store of one that was not. Which part of several a photo
+    belongs to depends on its key alone, so that lists may grow between runs.
 
     Args:
         options: which photos, which encoder, where to.
@@ -128,36 +93,51 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         UserError: no photo, no encoder, or a store that was made otherwise.
     """
     photos = find_photos(options.images)
-    weights = read_weights(options.weights, options.backbone, options.width)
+    detector = options.regions is not None
+    weights = read_weights(options.weights, options.backbone, options.width, detector)
     size = options.size or weights.size
-    encoder = FrozenEncoder(weights, options.precision)
+    encoder: Encoder
+    if options.regions is None:
+        encoder = FrozenEncoder(weights, options.precision)
+    else:
+        encoder = RegionEncoder(weights, options.regions, options.precision)
     about = describe(weights, encoder, size)
-    say(f"Encoder: {weights.name}, {encoder.channels} channels, {size}, {about['precision']}.")
+    what = f"{size}, {about['precision']}" + (f", {options.regions} regions" if detector else "")
+    say(f"Encoder: {weights.name}, {encoder.channels} channels, {what}, on {encoder.device}.")
     for note in weights.notes:
         say(note)
     if options.weights == "random":
         say("Warning: this encoder is untrained; its maps are good for trials only.")
-    report = ExtractReport(options.out, len(photos))
+    report = ExtractReport(options.out, part=options.part, regions=options.regions)
     start = time.monotonic()
     with _open(options, encoder.channels, size, about) as writer:
         todo = _select(photos, writer, report)
-        _encode_all(todo, encoder, parse_size(size), writer, report, options)
+        try:
+            _fill(writer, todo, encoder, parse_size(size), report, options)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{encoder.device} has too little memory: give a --batch-size below "
+                f"{options.batch_size}; what is in {options.out} stays."
+            ) from error
     report.seconds = time.monotonic() - start
-    listed = "".join(f"{path}\t{reason}\n" for path, reason in report.skipped.items())
-    write_text(skipped_file(options.out), listed)
-    if not report.written and not report.already_there:
+    listed = skipped_file(options.out, options.part)
+    try:
+        write_text(listed, "".join(f"{path}\t{why}\n" for path, why in report.skipped.items()))
+    except OSError as error:
+        raise UserError(f"{listed} cannot be written: {error.strerror}.") from error
+    if report.found and not report.written and not report.already_there:
         raise UserError(
-            f"None of the {len(photos)} photos could be used: {next(iter(report.skipped.values()))}"
-            f"; each is listed in {skipped_file(options.out)}."
+            f"None of the {report.found} photos could be used: "
+            f"{next(iter(report.skipped.values()))}; each is listed in {listed}."
         )
     return report
 
 
-def describe(weights: Weights, encoder: FrozenEncoder, size: str) -> dict[str, Any]:
+def describe(weights: Weights, encoder: Encoder, size: str) -> dict[str, Any]:
     """What a store keeps of its encoder, so that its maps can be trusted and made again."""
     architecture = weights.architecture
     shorter, longest = parse_size(size)
-    return {
+    about = {
         "name": weights.name,
         "weights_sha256": weights.sha256,
         "backbone": architecture.backbone,
@@ -172,40 +152,54 @@ def describe(weights: Weights, encoder: FrozenEncoder, size: str) -> dict[str, A
         "precision": str(encoder.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+    if isinstance(encoder, RegionEncoder):
+        del about["stride"]
+        about["layer"] = "res5 on 14 x 14 RoIAlign of res4, mean"
+        about["regions"] = {
+            "most": encoder.count,
+            "proposals": PROPOSALS,
+            "boxes": "proposals",
+            "nms": NMS_THRESHOLD,
+        }
+    return about
 
 
 def _open(options: ExtractOptions, channels: int, size: str, about: dict[str, Any]) -> StoreWriter:
-    path = options.out
     shorter, longest = parse_size(size)
-    most = -(-shorter // STRIDE) * -(-longest // STRIDE)
-    writer = StoreWriter.create(
-        path,
-        channels=channels,
-        max_grids=most,
-        dtype=options.dtype,
-        encoder=about,
-        exist_ok=True,
-    )
-    changed = [
-        name
-        for name in ("weights_sha256", "resize", "precision", "pixel_mean", "pixel_std")
-        if writer.encoder.get(name) != about[name]
-    ]
+    try:
+        writer = StoreWriter.create(
+            options.out,
+            channels=channels,
+            max_grids=options.regions or -(-shorter // STRIDE) * -(-longest // STRIDE),
+            dtype=options.dtype,
+            encoder=about,
+            kind="grids" if options.regions is None else "regions",
+            part=options.part,
+            exist_ok=True,
+        )
+    except OSError as error:
+        raise UserError(f"{options.out} cannot be made: {error.strerror or error}.") from error
+    same = ("weights_sha256", "resize", "precision", "pixel_mean", "pixel_std", "regions")
+    changed = [name for name in same if writer.encoder.get(name) != about.get(name)]
     if changed:
         name = changed[0]
         writer.close()
         raise UserError(
-            f"{path} was made with another {name} ({writer.encoder.get(name)}, now {about[name]}): "
-            "name another store with --out, or extract with what it was made with."
+            f"{options.out} was made with another {name} ({writer.encoder.get(name)}, now "
+            f"{about.get(name)}): name another store with --out, or extract with what it was made "
+            "with."
         )
     return writer
 
 
 def _select(photos: list[Path], writer: StoreWriter, report: ExtractReport) -> list[Path]:
-    """The photos that are not in the store, one for each key."""
+    """The photos of this part that are not in the store, one for each key."""
     first: dict[str, Path] = {}
     for path in photos:
         key = canonical_key(path.stem)
+        if report.part and not _belongs(key, *report.part):
+            continue
+        report.found += 1
         if key in first:
             report.skipped[str(path)] = f"the same key as {first[key]}"
             continue
@@ -215,44 +209,76 @@ def _select(photos: list[Path], writer: StoreWriter, report: ExtractReport) -> l
     return todo
 
 
-def _encode_all(
-    paths: Sequence[Path],
-    encoder: FrozenEncoder,
-    size: tuple[int, int],
+def _belongs(key: str, part: int, parts: int) -> bool:
+    return zlib.crc32(key.encode(errors="surrogateescape")) % parts == part
+
+
+def _fill(
     writer: StoreWriter,
+    paths: Sequence[Path],
+    encoder: Encoder,
+    size: tuple[int, int],
     report: ExtractReport,
     options: ExtractOptions,
 ) -> None:
     saved = time.monotonic()
     with track("extract", len(paths), "photos") as bar:
-        for window in _windows(paths, size, options):
-            maps = _encode(window, encoder, options.batch_size)
-            for (path, photo), map_CHW in zip(window, maps, strict=True):
-                if isinstance(photo, BadPhoto) or map_CHW is None:
-                    report.skipped[str(path)] = str(photo)
-                else:
-                    writer.add(
-                        path.stem,
-                        map_CHW,
-                        source=str(path),
-                        original_size=list(photo.original_size),
-                        resized_size=list(photo.pixels_HW3.shape[:2]),
-                    )
-                    report.statistics.add(map_CHW)
-                    report.written += 1
-                bar.advance()
+        encoded = encode_photos(paths, encoder, size, options.batch_size, options.workers)
+        for path, found in encoded:
+            if isinstance(found, BadPhoto):
+                report.skipped[str(path)] = str(found)
+            else:
+                writer.add(path.stem, **found.features, source=str(path), **found.sizes)
+                report.statistics.add(found.statistics)
+                report.few += found.features["grid_map"].shape[2] < (report.regions or 0)
+                report.written += 1
+            bar.advance()
             if time.monotonic() - saved > SAVE_SECONDS:
                 writer.flush()
                 saved = time.monotonic()
 
 
+# --- the unit of work: a list of photos becomes features -------------------------------------
+
+Encoder = FrozenEncoder | RegionEncoder
 Read = tuple[Path, Photo | BadPhoto]
 
 
-def _windows(
-    paths: Sequence[Path], size: tuple[int, int], options: ExtractOptions
-) -> Iterator[list[Read]]:
-    """The photos in order, decoded by threads one window ahead of the encoder."""
+@dataclass(frozen=True)
+class Encoded:
+    """A photo's features and its sizes, [height, width], as ``StoreWriter.add`` takes them."""
+
+    features: dict[str, np.ndarray]
+    sizes: dict[str, Any]
+    statistics: FeatureStatistics
+
+
+def encode_photos(
+    paths: Sequence[Path],
+    encoder: Encoder,
+    size: tuple[int, int],
+    batch_size: int = 8,
+    workers: int = 2,
+) -> Iterator[tuple[Path, Encoded | BadPhoto]]:
+    """Decode, resize and encode photos; they come in their order. Touches nothing but the files.
+
+    Decoding and encoding run in threads, one window of photos ahead of the caller. On a processor
+    each of its cores encodes photos of its own: no core waits for another within a layer.
+
+    Args:
+        paths: photo files.
+        encoder: of grids or regions.
+        size: shorter side, and the most that the longer may have.
+        batch_size: the most photos of one size that are encoded together.
+        workers: threads that decode.
+    """
+    upcoming = iter(paths)
+    threads = torch.get_num_threads()
+    streams = min(threads, max(1, len(paths))) if encoder.device.type == "cpu" else 1
+    decoding = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    encoding = ThreadPoolExecutor(
+        *(streams, "encode", torch.set_num_threads, (threads // streams,))
+    )
 
     def read(path: Path) -> Photo | BadPhoto:
         try:
@@ -260,39 +286,73 @@ def _windows(
         except BadPhoto as reason:
             return reason
 
-    upcoming = iter(paths)
-    most = WINDOW * options.batch_size
-    with ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as pool:
+    def decode() -> list[tuple[Path, Future[Photo | BadPhoto]]]:
+        chosen = islice(upcoming, WINDOW * batch_size)
+        return [(path, decoding.submit(read, path)) for path in chosen]
 
-        def submit() -> list[tuple[Path, Future[Photo | BadPhoto]]]:
-            return [(path, pool.submit(read, path)) for path in islice(upcoming, most)]
+    def encode(decoded: list[tuple[Path, Future[Photo | BadPhoto]]]) -> _Window:
+        window = [(path, future.result()) for path, future in decoded]
+        jobs: list[tuple[Future[list[Encoded]], int] | None] = [None] * len(window)
+        for places in _batches(window, encoder, batch_size):
+            photos = [photo for photo in (window[p][1] for p in places) if isinstance(photo, Photo)]
+            job = encoding.submit(_encode, photos, encoder)
+            for number, place in enumerate(places):
+                jobs[place] = job, number
+        return list(zip(window, jobs, strict=True))
 
-        ahead = submit()
-        try:
-            while ahead:
-                current, ahead = ahead, submit()
-                yield [(path, future.result()) for path, future in current]
-        finally:
-            for _, future in ahead:
-                future.cancel()
+    try:
+        following = decode()
+        current = encode(following)
+        following = decode()
+        while current:
+            ahead = encode(following)
+            following = decode()
+            for (path, photo), job in current:
+                if isinstance(photo, BadPhoto):
+                    yield path, photo
+                else:
+                    assert job is not None
+                    yield path, job[0].result()[job[1]]
+            current = ahead
+    finally:
+        decoding.shutdown(cancel_futures=True)
+        encoding.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
-def _encode(window: list[Read], encoder: FrozenEncoder, batch_size: int) -> list[np.ndarray | None]:
-    """Maps (C, H, W) in the window's order; only photos of one size share a batch."""
+_Window = list[tuple[Read, tuple[Future[list[Encoded]], int] | None]]
+
+
+def _batches(window: list[Read], encoder: Encoder, batch_size: int) -> Iterator[list[int]]:
+    """Places in the window of photos to be encoded together; only those of one size are."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for place, (_, photo) in enumerate(window):
         if isinstance(photo, Photo):
             by_size.setdefault(photo.pixels_HW3.shape, []).append(place)
-    maps: list[np.ndarray | None] = [None] * len(window)
-    for places in by_size.values():
-        for first in range(0, len(places), batch_size):
-            chosen = places[first : first + batch_size]
-            pixels = [photo.pixels_HW3 for photo in (window[p][1] for p in chosen)
-                      if isinstance(photo, Photo)]  # fmt: skip
-            maps_BCHW = encoder(torch.from_numpy(np.stack(pixels))).cpu().numpy()
-            for place, map_CHW in zip(chosen, maps_BCHW, strict=True):
-                maps[place] = map_CHW
-    return maps
+    for (height, width, _), places in by_size.items():
+        most = batch_size
+        if encoder.device.type == "cpu":
+            most = min(most, max(1, CPU_BATCH_PIXELS // (height * width)))
+        for first in range(0, len(places), most):
+            yield places[first : first + most]
+
+
+def _encode(photos: list[Photo], encoder: Encoder) -> list[Encoded]:
+    """The features of photos of one size."""
+    pixels_BHW3 = torch.from_numpy(np.stack([photo.pixels_HW3 for photo in photos]))
+    regions = isinstance(encoder, RegionEncoder)
+    if isinstance(encoder, RegionEncoder):
+        found = encoder(pixels_BHW3)
+    else:
+        found = [{"grid_map": map_CHW} for map_CHW in encoder(pixels_BHW3)]
+    encoded = []
+    for photo, features in zip(photos, found, strict=True):
+        statistics = FeatureStatistics.of(features["grid_map"], pooled=regions)
+        arrays = {name: value.cpu().numpy() for name, value in features.items()}
+        resized_size = list(photo.pixels_HW3.shape[:2])
+        sizes = {"original_size": list(photo.original_size), "resized_size": resized_size}
+        encoded.append(Encoded(arrays, sizes, statistics))
+    return encoded
 
 
 def _kind(reason: str) -> str:

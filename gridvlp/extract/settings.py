@@ -15,6 +15,7 @@ BACKBONES = ("x50", "x101", "x152", "r50")
 SIZE = "600x1000"  # paper 4.2: shorter side 600, longer at most 1000
 PRECISIONS = ("auto", "float32")
 DTYPES = ("float16", "bfloat16", "float32", "int8")
+EXTRACT_PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -157,16 +158,32 @@ class ExtractOptions:
     dtype: str = "float16"  # of the store's numbers
     batch_size: int = 8
     workers: int = 2
+    regions: int | None = None  # the most of a photo; None for grid maps
+    num_shards: int | None = None  # processes that fill the store together; None: one
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         if not self.images:
             raise UserError("Say which photos: --images FOLDER.")
+        if self.regions is not None and self.regions <= 0:
+            raise UserError("--regions must be above 0.")
+        if (self.num_shards is None) != (self.shard is None):
+            raise UserError("--num-shards and --shard go together: --num-shards 4 --shard 0.")
+        if (self.part and not 0 <= self.part[0] < self.part[1]) or self.num_shards == 0:
+            raise UserError(
+                f"--shard {self.shard} of --num-shards {self.num_shards}: shards count from 0."
+            )
         check_backbone(self.backbone, self.width)
         if self.size is not None:
             parse_size(self.size)
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision is one of {', '.join(PRECISIONS)}.")
+        if self.precision not in EXTRACT_PRECISIONS:
+            raise UserError(f"--precision is one of {', '.join(EXTRACT_PRECISIONS)}.")
         if self.dtype not in DTYPES:
             raise UserError(f"--dtype is one of {', '.join(DTYPES)}.")
         if self.batch_size <= 0 or self.workers <= 0:
             raise UserError("--batch-size and --workers must be above 0.")
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(k, n): part k of n that this process extracts; None: all of it."""
+        return None if self.shard is None or not self.num_shards else (self.shard, self.num_shards)

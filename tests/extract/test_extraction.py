@@ -1,13 +1,17 @@
 """Photos to a store: nothing lost, nothing twice, and a kill changes nothing."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +24,9 @@ from gridvlp.extract.encoder import FrozenEncoder, read_weights
 from gridvlp.extract.extraction import extract, skipped_file
 from gridvlp.extract.photos import find_photos, read_photo
 from gridvlp.extract.settings import ExtractOptions
-from gridvlp.store import FeatureStore
+from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.store import FeatureStore, StoreWriter
+from gridvlp.store.verification import verify
 
 
 def options(tmp_path: Path, **changes: object) -> ExtractOptions:
@@ -177,19 +183,16 @@ def test_interrupted_run_keeps_what_it_wrote(
 ) -> None:
     """Ctrl-C in the second window: the first is in the store, and the end is the same."""
     extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
-    windows = extraction._encode
-    calls = []
+    photos = extraction.encode_photos
 
-    def interrupt(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return windows(*arguments)  # type: ignore[arg-type]
+    def interrupt(*arguments: Any) -> Iterator[Any]:
+        yield from islice(photos(*arguments), 4)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(extraction, "WINDOW", 1)
-    monkeypatch.setattr(extraction, "_encode", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        extract(options(tmp_path), quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "encode_photos", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract(options(tmp_path), quiet)
     assert len(FeatureStore(tmp_path / "store.zarr")) == 4
     report = extract(options(tmp_path), quiet)
     assert (report.written, report.already_there) == (8, 4)
@@ -206,39 +209,171 @@ torch.cuda.is_available = lambda: False
 torch.set_num_threads(1)
 from gridvlp.extract import extraction
 from gridvlp.extract.settings import ExtractOptions
+from gridvlp.extract.statistics import FeatureStatistics
 extraction.WINDOW, extraction.SAVE_SECONDS = 1, 0.0
-folder = Path(sys.argv[1])
+folder, *part = sys.argv[1:]
+folder = Path(folder)
+num_shards, shard = map(int, part) if part else (None, None)
 extraction.extract(ExtractOptions(images=(folder / "photos",), out=folder / "store.zarr",
-    weights="random", width=0.125, size="64x128", precision="float32", batch_size=4))
+    weights="random", width=0.125, size="64x128", precision="float32", batch_size=4,
+    num_shards=num_shards, shard=shard))
 """
 
 
-@pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_store(photo_folder: Path, tmp_path: Path) -> None:
-    """Kill -9 as soon as a shard is there; no clean-up of any kind runs."""
-    for i in range(12, 60):  # enough to be killed in the middle
-        shutil.copy(photo_folder / "a" / "photo00.png", photo_folder / f"photo{i}.png")
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)],
+def start(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    """An extraction in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(folder), *map(str, arguments)],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    index = tmp_path / "store.zarr" / "index"
-    limit = time.monotonic() + 60
+
+
+def more_photos(folder: Path, count: int) -> None:
+    """Enough to be killed in the middle."""
+    for i in range(12, count):
+        shutil.copy(folder / "a" / "photo00.png", folder / f"photo{i}.png")
+
+
+def same_maps(first: Path, second: Path) -> bool:
+    """The same keys, and equal maps but for the rounding of other batches."""
+    a, b = maps_of(first), maps_of(second)
+    return sorted(a) == sorted(b) and all(np.allclose(a[k], b[k], rtol=2e-3, atol=1e-4) for k in a)
+
+
+def shards(folder: Path) -> int:
+    return len(list((folder / "store.zarr" / "index").glob("*.jsonl")))
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, count: int, delay: float) -> None:
+    """Kill -9 some time after so many shards are there; no clean-up of any kind runs."""
+    limit = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < limit:
-        if index.is_dir() and any(index.glob("*.jsonl")):
+        if shards(folder) >= count:
+            time.sleep(delay)
             os.kill(process.pid, signal.SIGKILL)
             break
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL
+        time.sleep(0.002)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_to_the_same_store(photo_folder: Path, tmp_path: Path) -> None:
+    """Killed at three random moments, in the middle of writing too, then left to end."""
+    more_photos(photo_folder, 120)
+    rng = np.random.default_rng()
+    for _ in range(3):
+        before = shards(tmp_path)
+        kill_after(start(tmp_path), tmp_path, before + 1, float(rng.uniform(0, 0.04)))
+        if (tmp_path / "store.zarr").exists():
+            there = FeatureStore(tmp_path / "store.zarr")
+            assert [there.map(key).shape[0] for key in there.keys()] == [256] * len(there)  # noqa: SIM118
     there = len(FeatureStore(tmp_path / "store.zarr"))
-    assert 0 < there < 60
+    assert 0 < there < 120
     report = extract(options(tmp_path), quiet)
-    assert (report.already_there, report.written) == (there, 60 - there)
+    assert (report.already_there, report.written) == (there, 120 - there)
     extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
-    first, second = maps_of(tmp_path / "whole.zarr"), maps_of(tmp_path / "store.zarr")
-    assert list(first) == list(second)
-    assert all(np.allclose(first[k], second[k], rtol=2e-3, atol=1e-4) for k in first)
+    assert list(maps_of(tmp_path / "whole.zarr")) == list(maps_of(tmp_path / "store.zarr"))
+    assert same_maps(tmp_path / "whole.zarr", tmp_path / "store.zarr")
+
+
+@pytest.mark.slow
+def test_three_processes_fill_one_store(photo_folder: Path, tmp_path: Path) -> None:
+    """At the same time, one of them killed and started again: the maps of one process."""
+    more_photos(photo_folder, 60)
+    running = [start(tmp_path, 3, shard) for shard in range(3)]
+    kill_after(running[1], tmp_path, 1, 0.0)
+    assert running[0].wait() == running[2].wait() == 0
+    assert start(tmp_path, 3, 1).wait() == 0
+    extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
+    assert same_maps(tmp_path / "whole.zarr", tmp_path / "store.zarr")
+    assert len(FeatureStore(tmp_path / "store.zarr")) == 60
+
+
+def test_shards_share_out_the_photos(photo_folder: Path, tmp_path: Path) -> None:
+    """Each photo to one shard; a list that has grown changes no photo's shard."""
+    few = tuple(sorted(photo_folder.rglob("*.png"))[:5])
+    for shard in (0, 1):
+        extract(options(tmp_path, images=few, num_shards=2, shard=shard), quiet)
+    (photo_folder / "empty.png").touch()
+    reports = [extract(options(tmp_path, num_shards=2, shard=shard), quiet) for shard in (0, 1)]
+    assert sum(report.found for report in reports) == 13
+    assert sum(report.already_there for report in reports) == 5
+    assert sum(report.written for report in reports) == 7
+    assert all(report.written + report.already_there > 1 for report in reports)
+    assert sum(len(report.skipped) for report in reports) == 1
+    listed = [tmp_path / f"store.zarr.skipped-{shard}-of-2.txt" for shard in (0, 1)]
+    assert sum(path.read_text().count("empty.png") for path in listed) == 1
+    assert "of shard 1 of 2" in reports[1].lines()[0]
+    extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
+    assert same_maps(tmp_path / "whole.zarr", tmp_path / "store.zarr")
+    assert extract(options(tmp_path), quiet).already_there == 12
+
+
+def test_the_second_of_two_extractions_is_told(photo_folder: Path, tmp_path: Path) -> None:
+    extract(options(tmp_path, images=tuple(photo_folder.rglob("*0.png"))), quiet)
+    with StoreWriter.open(tmp_path / "store.zarr"):
+        for other in ({}, {"num_shards": 2, "shard": 0}):
+            with pytest.raises(UserError, match="being written by another process"):
+                extract(options(tmp_path, **other), quiet)
+    assert extract(options(tmp_path), quiet).written == 10
+
+
+@pytest.mark.parametrize("files", [0, 5, 40, 50])
+def test_a_full_disk_ends_clearly(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    """The disk takes no more after some files; with room again, the run goes on."""
+    extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
+    monkeypatch.setattr(extraction, "SAVE_SECONDS", -1.0)  # a shard for each photo
+    left, fsync = files, os.fsync
+
+    def full(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left"):
+            extract(options(tmp_path), quiet)
+    there = 0
+    if (tmp_path / "store.zarr").exists():
+        there = len(FeatureStore(tmp_path / "store.zarr"))
+        assert verify(FeatureStore(tmp_path / "store.zarr")) == {}
+    assert (there > 0) == (files >= 40)
+    assert there < 12
+    report = extract(options(tmp_path), quiet)
+    assert (report.already_there, report.written) == (there, 12 - there)
+    assert same_maps(tmp_path / "whole.zarr", tmp_path / "store.zarr")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB, where the tests may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_real_full_disk_ends_clearly(
+    photo_folder: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more_photos(photo_folder, 80)
+    monkeypatch.setattr(extraction, "SAVE_SECONDS", -1.0)
+    with pytest.raises(UserError, match="No space left"):
+        extract(options(tmp_path, out=small_disk / "store.zarr"), quiet)
+    there = len(FeatureStore(small_disk / "store.zarr"))
+    assert 0 < there < 80
+    shutil.copytree(small_disk / "store.zarr", tmp_path / "store.zarr")  # where there is room
+    report = extract(options(tmp_path), quiet)
+    assert (report.already_there, report.written) == (there, 80 - there)
 
 
 def test_nothing_to_do_is_said(tmp_path: Path) -> None:
@@ -258,7 +393,8 @@ def test_nothing_to_do_is_said(tmp_path: Path) -> None:
 def test_options_are_checked() -> None:
     for wrong in (
         {"size": "1000x600"}, {"size": "600"}, {"backbone": "vit"}, {"width": 0.3},
-        {"precision": "float8"}, {"batch_size": 0}, {"images": ()},
+        {"precision": "float8"}, {"batch_size": 0}, {"images": ()}, {"regions": 0}, {"shard": 1},
+        {"num_shards": 2, "shard": 2}, {"num_shards": 0, "shard": 0}, {"num_shards": 2},
     ):  # fmt: skip
         with pytest.raises(UserError):
             ExtractOptions(**{"images": (Path("a"),), **wrong})  # type: ignore[arg-type]
@@ -269,10 +405,9 @@ def test_statistics_warn_of_dead_features(photo_folder: Path, tmp_path: Path) ->
     figures = report.statistics.figures
     assert 0 < figures["zeros %"] < 100
     assert figures["max"] > figures["mean"] > 0
-    dead = extraction.FeatureStatistics()
-    map_CHW = np.zeros((10, 3, 3), np.float32)
+    map_CHW = torch.zeros(10, 3, 3)
     map_CHW[0, 0, 0] = 1.0
-    dead.add(map_CHW)
+    dead = FeatureStatistics.of(map_CHW)
     assert dead.figures["dead channels %"] == pytest.approx(90)
     assert len(dead.warnings()) == 2
 
