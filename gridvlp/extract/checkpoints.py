@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -34,7 +35,7 @@ ATTRIBUTES = "roi_heads.attribute_predictor.attr_score.weight"  # grid-feats-vqa
 # what a pickle of arrays is made of; nothing else is admitted
 ADMITTED = {
     **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+        (f"numpy.{core}.multiarray", name): getattr(multiarray, name)
         for core in ("core", "_core")
         for name in ("_reconstruct", "scalar")
     },
