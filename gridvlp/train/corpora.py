@@ -171,12 +171,16 @@ class Corpus:
         else:
             measured = [i for i, rule in enumerate(RULES) if rule is not None and rule.measured]
             wanted_I = np.isin(rule_I, measured)
-        keys = [first_present(c, photos) for c in images.column("candidates").to_pylist()]
-        present_I = np.array([key is not None for key in keys], dtype=bool)
-        used_I = wanted_I & present_I
+        keys = [  # looking up a map is what opening costs most
+            first_present(candidates, photos) if wanted else None
+            for candidates, wanted in zip(
+                images.column("candidates").to_pylist(), wanted_I.tolist(), strict=True
+            )
+        ]
+        used_I = np.array([key is not None for key in keys], dtype=bool)
         total_I = counts_IS.sum(axis=1)
         starts_I = np.concatenate([[0], np.cumsum(total_I)])[:-1]
-        self._keys = [key for key, used in zip(keys, used_I, strict=True) if key and used]
+        self._keys = [key for key in keys if key is not None]
         self._rows = starts_I[used_I]  # the first row of each image in the files
         self.offsets = np.concatenate([[0], np.cumsum(total_I[used_I])])
 
@@ -200,7 +204,7 @@ class Corpus:
             self._sources, counts_IS.T, questions_S, strict=True
         ):
             pairs, used_images = pairs_and_images(counts_I, used_I)
-            lost, lost_images = pairs_and_images(counts_I, wanted_I & ~present_I)
+            lost, lost_images = pairs_and_images(counts_I, wanted_I & ~used_I)
             excluded, excluded_images = pairs_and_images(counts_I, ~wanted_I)
             self.report.append(
                 SourceReport(
