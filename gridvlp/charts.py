@@ -23,7 +23,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines on common axes, in the coordinates of a 640 x 260 drawing."""
+    """Lines on common axes, in the coordinates of a 660 x 264 drawing."""
 
     title: str
     lines: list[dict[str, Any]]
@@ -51,7 +51,7 @@ def charts_of(curves: dict[str, Line]) -> list[Chart]:
 
 
 def chart(title: str, lines: Sequence[Line]) -> Chart | None:
-    """Place lines in a drawing whose plot is x 52..632, y 10..226."""
+    """Place lines in a drawing whose plot is x 60..632, y 10..226."""
     if not lines:
         return None
     thinned = [_thin(line) for line in lines]
@@ -61,7 +61,7 @@ def chart(title: str, lines: Sequence[Line]) -> Chart | None:
     bound_y = ticks(min(values), max(values))
 
     def x(step: float) -> float:
-        return round(52 + 580 * step / bound_x[-1], 1)
+        return round(60 + 572 * step / bound_x[-1], 1)
 
     def y(value: float) -> float:
         return round(226 - 216 * (value - bound_y[0]) / (bound_y[-1] - bound_y[0]), 1)
@@ -89,7 +89,10 @@ def chart(title: str, lines: Sequence[Line]) -> Chart | None:
         title,
         drawn,
         [(x(tick), f"{tick:,g}") for tick in bound_x],
-        [(y(tick), f"{tick:,g}") for tick in bound_y],
+        [
+            (y(tick), f"{tick:,g}" if tick == 0 or abs(tick) >= 0.001 else f"{tick:.0e}")
+            for tick in bound_y
+        ],
         note,
     )
 
@@ -104,7 +107,8 @@ def _thin(line: Line) -> Line:
 def ticks(least: float, most: float) -> list[float]:
     """Four to nine round numbers, the first not above ``least``, the last not below ``most``."""
     if most <= least:
-        most = least + (abs(least) or 1.0)
+        pad = abs(least) / 10 or 1.0
+        least, most = least - pad, most + pad
     rough = (most - least) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
