@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
 from gridvlp.extract.photos import resized
+from gridvlp.extract.regions import RegionEncoder
 from gridvlp.extract.settings import parse_size
 
 PHOTO = (480, 640)  # height, width: the commonest of COCO's; what a time per photo is taken on
@@ -29,9 +29,7 @@ def time_photo(backbone: str, size: str, regions: int | None, fusion: bool) -> f
     if regions is None:
         encoder = FrozenEncoder(read_weights("random", backbone, 1.0))
     else:
-        read: Any = read_weights
-        region_encoder = import_module("gridvlp.extract.regions").RegionEncoder
-        encoder = region_encoder(read("random", backbone, 1.0, detector=True), regions)
+        encoder = RegionEncoder(read_weights("random", backbone, 1.0, detector=True), regions)
     fuse: Callable[[Any], Any] = lambda map_1CHW: map_1CHW  # noqa: E731
     if fusion:
         fuse = _fusion(encoder.channels, encoder.device, encoder.dtype)

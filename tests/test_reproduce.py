@@ -175,6 +175,10 @@ def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
     alone, whole = engine.milliseconds(small, False), engine.milliseconds(small, True)
     assert 0 < alone < whole
     assert engine.milliseconds(small, False) == alone
+    assert engine.milliseconds(replace(small, regions=5), False) > 0
+    assert json.loads((tmp_path / "times.json").read_text()).keys() == {
+        *("x50 64x64", "x50 64x64 and fusion", "x50-regions 64x64")
+    }
 
 
 def test_full_scale_shows_the_papers_figures_beside_ours():
