@@ -14,13 +14,13 @@ import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gridvlp.errors import UserError
 from gridvlp.progress import track
+from gridvlp.train import json_files
 from gridvlp.train.corpus_sources import READERS, Pair, source_files
 from gridvlp.train.image_ids import ImageIds
 from gridvlp.train.leakage import Guard, guard_files
@@ -136,7 +136,7 @@ class _Builder:
     def add(self, source: str, pairs: Iterator[Pair]) -> None:
         number = self.sources.index(source)
         for keys, sentence, answers in pairs:
-            text = _clean(sentence)
+            text = json_files.text(sentence)
             if not text:
                 self.empty[source] += 1
                 continue
@@ -199,12 +199,3 @@ class _Builder:
             ),
             "answers": pa.record_batch({"answer": pa.array(list(self.answers), pa.string())}),
         }
-
-
-def _clean(sentence: Any) -> str:
-    """Words with single spaces between them; "" for what is not text."""
-    if not isinstance(sentence, str):
-        return ""
-    text = " ".join(sentence.split())
-    # JSON can hold half a surrogate pair, which UTF-8 cannot.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -72,6 +72,8 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     }
     for note in task.notes:
         say(note)
+    if cut := encoder.cut(lambda number: train[number].sentence, len(train)):
+        say(cut)
     batches = TaskBatches(
         train,
         task,

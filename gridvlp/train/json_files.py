@@ -186,3 +186,12 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"{path} is not there; docs/data.md says where each file comes from.")
     reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
     return UserError(f"{path} cannot be read ({reason}).")
+
+
+def text(sentence: Any) -> str:
+    """Words with single spaces between them; "" for what is not text."""
+    if not isinstance(sentence, str):
+        return ""
+    words = " ".join(sentence.split())
+    # JSON can hold half a surrogate pair, which UTF-8 cannot.
+    return words if words.isascii() else words.encode("utf-8", "replace").decode("utf-8")

@@ -50,7 +50,6 @@ class PreTrainingBatch:
     matched_B: Tensor
     answer_B: Tensor
     keys: list[str]
-    truncated: int
 
     def to(self, device: torch.device) -> PreTrainingBatch:
         """The batch with its tensors on a device."""
@@ -165,7 +164,7 @@ class PreTrainingBatches:
             self.corpus.images_of(draws["other_B"]) != images_B
         )
         spoken_B = np.where(mismatched_B, draws["other_B"], sentences_B)
-        ids_BL, text_mask_BL, truncated = self.encoder.encode(
+        ids_BL, text_mask_BL, _ = self.encoder.encode(
             [self.corpus.sentence(int(sentence)) for sentence in spoken_B]
         )
         masked_BL, words_M = self._mask(ids_BL, text_mask_BL, draws)
@@ -190,7 +189,6 @@ class PreTrainingBatches:
             matched_B=torch.from_numpy((~mismatched_B).astype(np.int64)),
             answer_B=torch.from_numpy(answer_B),
             keys=keys,
-            truncated=truncated,
         )
 
     def _mask(
@@ -307,6 +305,8 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "leakage guard": [asdict(row) for row in corpus.exclusions],
     }
     model, encoder, origin = _make_model(options, store, corpus)
+    if cut := encoder.cut(corpus.sentence, len(corpus)):
+        origin.append(cut)
     for line in origin:
         say(line)
     common: dict[str, Any] = {

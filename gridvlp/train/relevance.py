@@ -12,6 +12,7 @@ from torch import nn
 
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
+from gridvlp.train import json_files
 from gridvlp.train.checkpoints import check_encoder, model_folder
 from gridvlp.train.evaluation import load_finetuned
 from gridvlp.train.task_batches import make_batch
@@ -42,7 +43,8 @@ def answer(
         raise UserError(
             f"{task_name} takes {task.images_per_example} images; {len(keys)} were given."
         )
-    if not question.strip():
+    question = json_files.text(question)
+    if not question:
         raise UserError("The question is empty.")
     example = Example("0", question, tuple(keys), (), "", None)
     return explain(model, example, task, store, Encoder(load_tokenizer(model_folder(run))), top)

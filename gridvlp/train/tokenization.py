@@ -19,6 +19,7 @@ from gridvlp.train.corpora import Corpus
 
 MAX_TOKENS = 20  # paper 4.2: the sentence's length, [CLS] and [SEP] included as in LXMERT
 BERT_VOCABULARY_SIZE = 30522
+LOOKED_AT = 20_000  # sentences, to count those that are cut
 MAX_ALPHABET = 1000  # as in BERT's WordPiece learner
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -101,6 +102,12 @@ def corpus_tokenizer(corpus: Corpus) -> BertTokenizer:
     return tokenizer
 
 
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
 class Encoder:
     """Turns sentences into padded ids; counts what it had to cut.
 
@@ -108,11 +115,26 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: BertTokenizer, max_tokens: int = MAX_TOKENS) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self._backend = tokenizer.backend_tokenizer
         self._backend.enable_truncation(max_tokens)
         self._backend.no_padding()
         self.pad, self.mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+
+    def cut(self, sentence: Callable[[int], str], count: int) -> str | None:
+        """A line on the sentences that are cut, from all or an even sample of them; None if none.
+
+        Args:
+            sentence: the text of a number from 0 to ``count`` - 1.
+            count: how many there are.
+        """
+        looked = range(0, count, max(1, count // LOOKED_AT))
+        texts = map(sentence, looked)
+        long = sum(self.encode(batch)[2] for batch in _batched(texts, 1000))
+        if not long:
+            return None
+        of = f"{len(looked):,}" + (" sampled" if len(looked) < count else "")
+        return f"Cut at {self.max_tokens} tokens: {long:,} of {of} sentences."
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
         """Encode as [CLS] words [SEP].

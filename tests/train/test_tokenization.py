@@ -38,6 +38,16 @@ def test_encoding_equals_transformers_own_and_cuts_are_counted():
     np.testing.assert_array_equal(mask_BL, theirs["attention_mask"].astype(bool))
 
 
+def test_long_sentences_are_counted_from_all_or_a_sample(monkeypatch):
+    encoder = Encoder(train_tokenizer(lambda: SENTENCES))
+    sentences = ["the " * (10_000 if number % 10 == 0 else 3) for number in range(50)]
+    assert encoder.cut(sentences.__getitem__, 50) == "Cut at 20 tokens: 5 of 50 sentences."
+    monkeypatch.setattr(tokenization, "LOOKED_AT", 25)
+    told = encoder.cut(sentences.__getitem__, 50)
+    assert told == "Cut at 20 tokens: 5 of 25 sampled sentences."
+    assert encoder.cut(lambda number: "a red cube", 3) is None
+
+
 def test_a_vocab_file_is_read_and_what_is_none_is_refused(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncube\n")

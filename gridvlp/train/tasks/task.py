@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from gridvlp.errors import UserError
+from gridvlp.train import json_files
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.image_ids import first_present
 from gridvlp.train.settings import FINE_TUNING, TrainingSettings
@@ -365,7 +366,7 @@ class Reader:
             truth: what the metric needs; None without a label.
         """
         self.report.lines += 1
-        text = " ".join(sentence.split()) if isinstance(sentence, str) else ""
+        text = json_files.text(sentence)
         if not text:
             self.report.empty += 1
             self.skipped.append(id)
