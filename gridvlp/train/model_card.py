@@ -86,9 +86,10 @@ def _table(values: dict[str, Any], skip: tuple[str, ...] = ()) -> list[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        text = ", ".join(f"{name} {inner}" for name, inner in value.items())
+        told = {name: inner for name, inner in value.items() if inner not in (0, "", [])}
+        text = ", ".join(f"{name} {_shown(inner)}" for name, inner in told.items())
     elif isinstance(value, list):
-        text = ", ".join(map(str, value))
+        text = ("; " if any(isinstance(v, dict) for v in value) else ", ").join(map(_shown, value))
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:

@@ -19,13 +19,15 @@ from gridvlp.train.task_batches import make_batch
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 
+PAINTED = 64
+
 
 @dataclass(frozen=True)
 class Explanation:
     """An answer with its runners-up and, per image, the relevance of its grids."""
 
     answers: list[tuple[str, float]]  # best first, with probabilities
-    relevance_HW: list[np.ndarray]  # float32, one per image, from 0 to 1
+    relevance_HW: list[np.ndarray]  # float32, one per image, from 0 to 1; of regions, painted
 
 
 def answer(
@@ -75,8 +77,22 @@ def explain(
     maps = []
     for key in example.images:
         _, height, width = store.shape(key)
-        score_HW = score_IG[batch.keys.index(key), : height * width].reshape(height, width)
+        score_G = score_IG[batch.keys.index(key), : height * width]
+        if store.kind == "regions":
+            score_HW = paint(score_G, store.regions(key).boxes_N4)
+        else:
+            score_HW = score_G.reshape(height, width)
         maps.append(score_HW / max(float(score_HW.max()), 1e-9))
     chances, places = logits_A.detach().softmax(-1).topk(min(top, len(logits_A)))
     ranked = [(task.answers[int(p)], float(c)) for c, p in zip(chances, places, strict=True)]
     return Explanation(ranked, maps)
+
+
+def paint(score_N: np.ndarray, boxes_N4: np.ndarray) -> np.ndarray:
+    """Regions as a map of PAINTED x PAINTED places, float32: each has its best region's score."""
+    painted_HW = np.zeros((PAINTED, PAINTED), dtype=np.float32)
+    for number in np.argsort(score_N):
+        x1, y1 = np.floor(boxes_N4[number, :2] * PAINTED).astype(int)
+        x2, y2 = np.ceil(boxes_N4[number, 2:] * PAINTED).astype(int)
+        painted_HW[y1:y2, x1:x2] = score_N[number]
+    return painted_HW

@@ -73,6 +73,11 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     assert outcome.majority == 50
     answers = json.loads(outcome.predictions.read_text())
     assert {type(a["question_id"]) for a in answers} == {int}
+    card = (options.run / "model" / "README.md").read_text()
+    for line in ("# Grid-VLP, finetune vqa", "| name | squares |", "| accuracy | 100 |"):
+        assert line in card
+    assert "| task | vqa |" in card
+    assert "## Licence" in card
     recorded = json.loads((options.run / "evaluate-val" / "metrics.json").read_text())
     assert recorded["figures"]["accuracy"] == 100
     assert recorded["majority"] == 50

@@ -9,6 +9,7 @@ import pytest
 from gridvlp import cli
 from gridvlp.store import FeatureStore
 from gridvlp.train.grids import read_grids
+from gridvlp.train.relevance import paint
 from tests.squares import write_store
 
 
@@ -40,6 +41,16 @@ def test_a_sample_of_regions_keeps_each_with_its_box(regions):
     assert everything["grid_mask_IG"].sum(1).tolist() == counts
 
 
+def test_a_better_region_is_painted_over_a_worse_one():
+    painted_HW = paint(
+        np.array([0.5, 1.0, 0.0], np.float32),
+        np.array([[0, 0, 1, 0.5], [0.5, 0.25, 1, 1], [0, 0.75, 0.1, 1]], np.float32),
+    )
+    assert painted_HW[0, 0] == painted_HW[31, 31] == 0.5
+    assert painted_HW[16, 32] == painted_HW[63, 63] == 1.0
+    assert painted_HW[32, 0] == painted_HW[63, 0] == 0.0
+
+
 def test_every_command_works_on_regions(squares, regions, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(squares / "data")
@@ -65,8 +76,11 @@ def test_every_command_works_on_regions(squares, regions, tmp_path, monkeypatch,
     figures = json.loads((tmp_path / "runs/finetune-vqa/evaluate-val/metrics.json").read_text())
     assert figures["figures"]["accuracy"] == 100
     asked = ("--question", "What color is the square?")
-    code, told = gridvlp("predict", "vqa", "--key", "000000000033", *asked)
+    code, told = gridvlp(
+        "predict", "vqa", "--key", "000000000033", *asked, "--picture", "looked.png"
+    )
     assert code == 0, told
+    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
     assert told.split()[1] == "blue"
     (tmp_path / "store.zarr").unlink()
     (tmp_path / "store.zarr").symlink_to(squares / "store.zarr")
