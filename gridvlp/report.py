@@ -224,16 +224,15 @@ def _read_curves(path: Path) -> dict[str, Line]:
 
 
 def _compare(runs: list[Run]) -> list[Chart]:
-    """A chart for each loss and accuracy that two runs or more have."""
-    names = dict.fromkeys(name for run in runs for name in run.curves)
+    """A chart for each loss and accuracy that two runs or more of one kind have."""
     charts = []
-    for name in names:
-        having = [run for run in runs if name in run.curves]
-        if len(having) > 1 and (name.startswith("loss") or is_accuracy(name)):
-            lines = [
-                Line(run.name, run.curves[name].steps, run.curves[name].values) for run in having
-            ]
-            charts.append(chart(name, lines))
+    for title in dict.fromkeys(run.title for run in runs):
+        alike = [run for run in runs if run.title == title]
+        for name in dict.fromkeys(name for run in alike for name in run.curves):
+            having = [(run.name, run.curves[name]) for run in alike if name in run.curves]
+            if len(having) > 1 and (name.startswith("loss") or is_accuracy(name)):
+                lines = [Line(run, curve.steps, curve.values) for run, curve in having]
+                charts.append(chart(f"{title}: {name}", lines))
     return [one for one in charts if one is not None]
 
 

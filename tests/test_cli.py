@@ -69,7 +69,7 @@ def test_the_commands_run_one_after_another_with_their_defaults(gridvlp, folder)
     assert "Report: runs/finetune-nlvr2/report.html" in out
     code, out, err = gridvlp("report", "runs/pretrain", "runs/finetune-nlvr2")
     assert code == 0, err
-    assert "Side by side" in (folder / "report.html").read_text()
+    assert "fine-tuning on nlvr2" in (folder / "report.html").read_text()
     code, _, err = gridvlp("report", "runs")
     assert code == 2
     assert "there are runs in it: finetune-nlvr2, pretrain" in err

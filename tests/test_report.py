@@ -211,11 +211,14 @@ def test_without_photos_maps_labels_or_examples_the_page_says_so(copy, tmp_path,
 
 
 def test_several_runs_are_compared(copy, world, tmp_path):
-    page = Page(write_report([world / "pretrain", copy], tmp_path / "both.html", silent))
-    assert "Side by side" in page.text
+    other = shutil.copytree(copy, tmp_path / "another")
+    runs = [world / "pretrain", copy, other]
+    page = Page(write_report(runs, tmp_path / "all.html", silent))
+    assert "fine-tuning on vqa: accuracy" in page.text
+    assert "pre-training: loss" not in page.text  # there is one only
     assert "held_out/mlm" in page.text
     links = {a["href"][1:] for tag, a in page.tags if tag == "a"}
-    assert links == {"run1", "run2"} <= {a.get("id") for _, a in page.tags}
+    assert links == {"run1", "run2", "run3"} <= {a.get("id") for _, a in page.tags}
 
 
 def test_an_unfinished_run_without_curves_has_a_page(copy):
