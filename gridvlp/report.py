@@ -31,7 +31,6 @@ KINDS = 24  # question types with a table of their own
 CLASSES = 8  # rows and columns of such a table
 THUMBNAIL = 360  # pixels, the longer side
 RIGHT = 0.5  # a score from here on counts as right; VQA's is a share of the annotators
-REGION_RASTER = 64  # cells a side on which the relevance of boxes is painted
 
 
 @dataclass
@@ -374,9 +373,6 @@ class _Explainer:
         line = Example(str(example["id"]), example["sentence"], tuple(keys), (), "", None)
         found = explain(self.model, line, self.task, self.store, self.encoder)
         for picture, relevance_HW in zip(pictures, found.relevance_HW, strict=True):
-            if getattr(self.store, "kind", "grids") == "regions":
-                boxes_N4 = self.store.regions(picture["key"]).boxes_N4
-                relevance_HW = paint_boxes(relevance_HW.reshape(-1), boxes_N4)
             picture["heat"] = _heat(relevance_HW)
         return pictures
 
@@ -402,21 +398,6 @@ class _Explainer:
             self.notes.append(f"{self.without_photo} photos are not where they were extracted from")
         if self.model is not None and self.without_map:
             self.notes.append(f"{self.without_map} examples have no map in the store: no heat map")
-
-
-def paint_boxes(relevance_N: np.ndarray, boxes_N4: np.ndarray) -> np.ndarray:
-    """relevance_HW of regions: each point takes the highest relevance of the boxes over it.
-
-    Args:
-        relevance_N: from 0 to 1.
-        boxes_N4: x1, y1, x2, y2 as fractions of the photo's width and height.
-    """
-    painted_HW = np.zeros((REGION_RASTER, REGION_RASTER), np.float32)
-    corners_N4 = np.rint(np.clip(boxes_N4, 0, 1) * REGION_RASTER).astype(int)
-    for value, (left, top, right, bottom) in zip(relevance_N, corners_N4, strict=False):
-        part = painted_HW[top : max(bottom, top + 1), left : max(right, left + 1)]
-        np.maximum(part, value, out=part)
-    return painted_HW
 
 
 def _heat(relevance_HW: np.ndarray) -> str:

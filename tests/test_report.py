@@ -9,7 +9,7 @@ from PIL import Image
 
 from gridvlp.charts import Line, chart, ticks
 from gridvlp.errors import UserError
-from gridvlp.report import paint_boxes, write_report
+from gridvlp.report import write_report
 from gridvlp.store import StoreWriter
 from gridvlp.train.evaluation import evaluate
 from gridvlp.train.finetuning import finetune
@@ -260,11 +260,3 @@ def test_a_long_curve_is_averaged_and_says_so():
     drawn = chart("Losses", [line])
     assert len(drawn.lines[0]["points"].split()) == 300
     assert "mean of 3" in drawn.note
-
-
-def test_relevance_of_boxes_is_painted_where_they_are():
-    boxes_N4 = np.array([[0, 0, 0.5, 1], [0.25, 0.5, 0.5, 1]], np.float32)
-    painted_HW = paint_boxes(np.array([0.4, 1.0], np.float32), boxes_N4)
-    assert painted_HW[0, 0] == np.float32(0.4)
-    assert painted_HW[-1, 20] == 1
-    assert painted_HW[:, 32:].max() == 0
