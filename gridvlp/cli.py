@@ -283,6 +283,11 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
     "--res5-dilation", default=TRAIN_EXTRACTOR.res5_dilation, help="Dilation of C5 in training."
 )
 @click.option(
+    "--regions",
+    is_flag=True,
+    help="Train a C4 detector, for `extract --regions`: its box head is res5 on 14 x 14.",
+)
+@click.option(
     "--rpn-boundary",
     default=TRAIN_EXTRACTOR.rpn_boundary,
     help="Pixels that a trained anchor may reach beyond the photo; -1 for any.",

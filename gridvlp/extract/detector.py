@@ -13,12 +13,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
-from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Instances
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gridvlp.extract.backbone import Architecture
+from gridvlp.extract.backbone import Architecture, c4_config
 from gridvlp.extract.settings import TrainExtractorOptions
 
 MAX_ATTRIBUTES = 16  # per box; Visual Genome has boxes with more
@@ -59,45 +59,25 @@ class AttributePredictor(nn.Module):
         return per_box_N.mean()
 
 
-@ROI_HEADS_REGISTRY.register()
-class GridROIHeads(StandardROIHeads):
-    """Detectron2's box head with an attribute predictor on the foreground boxes.
+class _WithAttributes:
+    """What the two kinds of box heads share: losses and answers from the features of boxes.
 
     There is no predictor where the annotations tell no attributes.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        attribute_predictor: AttributePredictor | None,
-        attribute_weight: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.attribute_weight = attribute_weight
-        self.attribute_predictor = attribute_predictor
+    attribute_predictor: AttributePredictor | None
+    attribute_weight: float
+    box_predictor: Any
+    num_classes: int
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Detectron2's hook: the arguments of ``__init__`` from a configuration."""
-        made = super().from_config(cfg, input_shape)
-        channels, classes = made["box_head"].output_shape.channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        attributes = cfg.MODEL.ROI_ATTRIBUTE_HEAD.NUM_CLASSES
-        made["attribute_predictor"] = (
-            AttributePredictor(channels, classes, attributes) if attributes else None
+    def _box_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """(N, D) of all boxes."""
+        raise NotImplementedError
+
+    def _losses(self, features_ND: Tensor, proposals: list[Instances]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.box_predictor.losses(
+            self.box_predictor(features_ND), proposals
         )
-        made["attribute_weight"] = cfg.MODEL.ROI_ATTRIBUTE_HEAD.LOSS_WEIGHT
-        return made
-
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
-        maps = [features[name] for name in self.box_in_features]
-        boxes = [found.proposal_boxes for found in proposals]
-        features_ND = self.box_head(self.box_pooler(maps, boxes))
-        predictions = self.box_predictor(features_ND)
-        if not self.training:
-            return self.box_predictor.inference(predictions, proposals)[0]
-        losses = self.box_predictor.losses(predictions, proposals)
         if self.attribute_predictor is None:
             return losses
         classes_N = torch.cat([found.gt_classes for found in proposals])
@@ -115,13 +95,94 @@ class GridROIHeads(StandardROIHeads):
 
         The attributes are predicted for the true class ``gt_classes``; None without a predictor.
         """
-        maps = [features[name] for name in self.box_in_features]
-        features_ND = self.box_head(self.box_pooler(maps, [found.gt_boxes for found in instances]))
+        features_ND = self._box_features(features, [found.gt_boxes for found in instances])
         logits = None
         if self.attribute_predictor is not None:
             classes_N = torch.cat([found.gt_classes for found in instances])
             logits = self.attribute_predictor(features_ND, classes_N)
         return self.box_predictor(features_ND)[0], logits
+
+
+def _attributes_from_config(cfg: CfgNode, channels: int) -> dict[str, Any]:
+    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    attributes = cfg.MODEL.ROI_ATTRIBUTE_HEAD.NUM_CLASSES
+    return {
+        "attribute_predictor": (
+            AttributePredictor(channels, classes, attributes) if attributes else None
+        ),
+        "attribute_weight": cfg.MODEL.ROI_ATTRIBUTE_HEAD.LOSS_WEIGHT,
+    }
+
+
+@ROI_HEADS_REGISTRY.register()
+class GridROIHeads(_WithAttributes, StandardROIHeads):
+    """Detectron2's box head with an attribute predictor on the foreground boxes."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        attribute_predictor: AttributePredictor | None,
+        attribute_weight: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.attribute_weight = attribute_weight
+        self.attribute_predictor = attribute_predictor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Detectron2's hook: the arguments of ``__init__`` from a configuration."""
+        made = super().from_config(cfg, input_shape)
+        return {**made, **_attributes_from_config(cfg, made["box_head"].output_shape.channels)}
+
+    def _box_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        maps = [features[name] for name in self.box_in_features]
+        pooled: Tensor = self.box_head(self.box_pooler(maps, boxes))
+        return pooled
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        features_ND = self._box_features(features, [found.proposal_boxes for found in proposals])
+        if self.training:
+            return self._losses(features_ND, proposals)
+        return self.box_predictor.inference(self.box_predictor(features_ND), proposals)[0]
+
+
+@ROI_HEADS_REGISTRY.register()
+class RegionROIHeads(_WithAttributes, Res5ROIHeads):
+    """The box head of a C4 detector (bottom-up attention): res5 on each box, and attributes."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        attribute_predictor: AttributePredictor | None,
+        attribute_weight: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.attribute_weight = attribute_weight
+        self.attribute_predictor = attribute_predictor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Detectron2's hook: the arguments of ``__init__`` from a configuration."""
+        made = super().from_config(cfg, input_shape)
+        channels = made["box_predictor"].cls_score.in_features
+        return {**made, **_attributes_from_config(cfg, channels)}
+
+    def _box_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        maps = [features[name] for name in self.in_features]
+        described: Tensor = self._shared_roi_transform(maps, boxes).mean(dim=[2, 3])
+        return described
+
+    def forward(self, images: Any, features: Any, proposals: Any, targets: Any = None) -> Any:
+        """As Detectron2's, with the attribute loss in training."""
+        if not self.training:
+            return super().forward(images, features, proposals, targets)
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        boxes = [found.proposal_boxes for found in proposals]
+        return [], self._losses(self._box_features(features, boxes), proposals)
 
 
 def build_detector(
@@ -135,28 +196,21 @@ def build_detector(
     norm = "FrozenBN" if frozen else "BN"
     if not frozen and options.processes > 1:
         norm = "SyncBN" if torch.cuda.is_available() else "naiveSyncBN"
-    cfg = architecture.config(
-        dilation=options.res5_dilation, norm=norm, freeze_at=2 if frozen else 0
-    )
-    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    freeze_at = 2 if frozen else 0
+    if options.regions:
+        cfg = c4_config(architecture, classes, norm=norm, freeze_at=freeze_at)
+        cfg.MODEL.ROI_HEADS.NAME = "RegionROIHeads"
+    else:
+        cfg = _grid_config(options, architecture, norm, freeze_at)
     rpn = cfg.MODEL.RPN
-    rpn.IN_FEATURES = ["res5"]
     rpn.BATCH_SIZE_PER_IMAGE = options.rpn_batch
-    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = 6000, 1000  # grid-feats-vqa
     rpn.PRE_NMS_TOPK_TRAIN = 6 * options.proposals  # Detectron2's ratio
     rpn.POST_NMS_TOPK_TRAIN = options.proposals
     rpn.SMOOTH_L1_BETA = 1 / 9  # grid-feats-vqa
     rpn.BOUNDARY_THRESH = options.rpn_boundary
-    heads = cfg.MODEL.ROI_HEADS
-    heads.NAME = "GridROIHeads"
-    heads.IN_FEATURES = ["res5"]
-    heads.NUM_CLASSES = classes
-    heads.BATCH_SIZE_PER_IMAGE = options.roi_batch
-    box = cfg.MODEL.ROI_BOX_HEAD
-    box.NAME = "FastRCNNConvFCHead"
-    box.NUM_FC, box.FC_DIM = 2, max(64, round(FC_SIZE * options.width))
-    box.POOLER_RESOLUTION, box.POOLER_SAMPLING_RATIO = 1, 2  # grid-feats-vqa
-    box.SMOOTH_L1_BETA = 1.0  # grid-feats-vqa
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = options.roi_batch
+    cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 1.0  # grid-feats-vqa
     cfg.MODEL.ROI_ATTRIBUTE_HEAD = CfgNode(
         {"NUM_CLASSES": attributes, "LOSS_WEIGHT": options.attribute_weight}
     )
@@ -168,3 +222,18 @@ def build_detector(
                 # colours of the sample world are learned in a third of the steps.
                 nn.init.zeros_(parameter)
     return model
+
+
+def _grid_config(
+    options: TrainExtractorOptions, architecture: Architecture, norm: str, freeze_at: int
+) -> CfgNode:
+    cfg = architecture.config(dilation=options.res5_dilation, norm=norm, freeze_at=freeze_at)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 6000, 1000
+    cfg.MODEL.ROI_HEADS.NAME = "GridROIHeads"
+    box = cfg.MODEL.ROI_BOX_HEAD
+    box.NAME = "FastRCNNConvFCHead"
+    box.NUM_FC, box.FC_DIM = 2, max(64, round(FC_SIZE * options.width))
+    box.POOLER_RESOLUTION, box.POOLER_SAMPLING_RATIO = 1, 2  # grid-feats-vqa
+    return cfg

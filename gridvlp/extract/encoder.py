@@ -162,7 +162,8 @@ def save_encoder(
         folder: an empty folder.
         name: of the encoder, kept in every store that it fills.
         architecture: of the backbone.
-        state: its weights by Detectron2's key names, without the prefix "backbone.".
+        state: its weights by Detectron2's key names, without the prefix "backbone."; of a C4
+            detector all, by their full names.
         size: that it was trained with.
         facts: what else is worth keeping: vocabulary, recipe.
     """

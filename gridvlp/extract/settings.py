@@ -72,6 +72,7 @@ class TrainExtractorOptions:
     objects: int = 1600  # names taken from the release where there is no vocab
     attributes: int = 400
     res5_dilation: int = 2
+    regions: bool = False  # a C4 detector, for regions in place of grids
     rpn_batch: int = 256  # anchors per photo in the RPN's loss; Detectron2's default
     rpn_boundary: int = 0  # pixels that a trained anchor may reach beyond the photo; -1 any
     roi_batch: int = 512  # boxes per photo in the head's losses; Detectron2's default

@@ -25,7 +25,7 @@ class FeatureStatistics:
         """Of one map, float32, on any device."""
         return cls(
             map_CHW.numel(),
-            map_CHW.numel() - int(map_CHW.count_nonzero()),
+            int((map_CHW == 0).sum()),
             float(map_CHW.sum()),
             map_CHW.amax(dim=(1, 2)).cpu(),
             pooled,

@@ -142,7 +142,7 @@ def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict
             options, architecture, len(vocabulary.objects), len(vocabulary.attributes)
         )
         if given is not None:
-            load_strictly(model.backbone, given.state, given.name)
+            load_backbone(model, given, options.regions)
             for line in (f"Backbone starts from {options.weights}.", *given.notes):
                 say(line)
         figures = _from_first(_Training(model, train, valid, options, run, say).fit())
@@ -150,7 +150,7 @@ def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict
         def fill(folder: Path) -> None:
             data = options.visual_genome or train.counts.source
             name = f"{architecture.backbone} x {architecture.width:g} on {data}"
-            weights = model.backbone.state_dict()
+            weights = (model if options.regions else model.backbone).state_dict()
             save_encoder(folder, name, architecture, weights, options.size, {"figures": figures})
             vocabulary.save(folder)
 
@@ -183,6 +183,20 @@ def read_annotations(options: TrainExtractorOptions) -> tuple[Annotations, Annot
     every = max(2, round(1 / options.valid))
     held = torch.arange(len(data)).numpy() % every == 0
     return data.subset(~held), data.subset(held)
+
+
+def load_backbone(model: Any, given: Weights, regions: bool) -> None:
+    """Start from a backbone's weights; a C4 detector has its res5 in the box head.
+
+    Raises:
+        UserError: a weight is missing, unknown or of another shape.
+    """
+    head = {k: v for k, v in given.state.items() if regions and k.startswith("res5.")}
+    rest = {k: v for k, v in given.state.items() if k not in head}
+    load_strictly(model.backbone, rest, given.name)
+    if regions:
+        res5 = {key.removeprefix("res5."): value for key, value in head.items()}
+        load_strictly(model.roi_heads.res5, res5, given.name)
 
 
 def _check_backbone(given: Weights, options: TrainExtractorOptions) -> None:

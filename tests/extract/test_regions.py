@@ -17,7 +17,8 @@ from gridvlp.extract.backbone import c4_config, new_architecture
 from gridvlp.extract.encoder import FrozenEncoder, Weights, read_weights
 from gridvlp.extract.extraction import extract
 from gridvlp.extract.regions import RegionEncoder, best_regions
-from gridvlp.extract.settings import ExtractOptions
+from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.extract.training import train_extractor
 from gridvlp.store import FeatureStore
 
 WIDTH = 0.125
@@ -189,3 +190,39 @@ def test_an_encoder_of_grids_has_no_regions(tmp_path: Path) -> None:
     FrozenEncoder(read_weights(str(tmp_path / "grids.pth")))
     with pytest.raises(UserError, match=r"no C4 detector.*an encoder of grids has none"):
         RegionEncoder(read_weights(str(tmp_path / "grids.pth"), detector=True), 5)
+
+
+def test_a_c4_detector_is_trained_and_extracts(
+    visual_genome: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    """From a backbone's weights, res5 of which go into the box head; the run then is an encoder."""
+    backbone = {k: v + 0.01 for k, v in new_architecture("x50", WIDTH).build().state_dict().items()}
+    torch.save(backbone, tmp_path / "start.pth")
+    training = TrainExtractorOptions(
+        visual_genome,
+        run=tmp_path / "run",
+        regions=True,
+        weights=tmp_path / "start.pth",
+        width=WIDTH,
+        size="64x96",
+        iterations=2,
+        batch_size=2,
+        rpn_batch=8,
+        roi_batch=8,
+        proposals=10,
+        learning_rate=1e-6,
+        precision="float32",
+    )
+    figures = train_extractor(training, lambda line: None)
+    assert {"AP", "class accuracy", "attribute accuracy"} <= figures.keys()
+    trained = read_weights(str(tmp_path / "run"), detector=True)
+    for ours, theirs in (("backbone.res4.0.", "res4.0."), ("roi_heads.res5.0.", "res5.0.")):
+        key = "conv2.weight"
+        assert torch.allclose(trained.state[ours + key], backbone[theirs + key], atol=1e-3)
+    with pytest.raises(UserError, match="--regions 100"):
+        read_weights(str(tmp_path / "run"))
+    report = extract(options(tmp_path, weights=str(tmp_path / "run")), lambda line: None)
+    assert report.written == 12
+    classes = FeatureStore(tmp_path / "store.zarr").regions("photo00").classes_N
+    assert classes is not None
+    assert classes.max() < 2  # box and ball
