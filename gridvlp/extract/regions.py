@@ -27,10 +27,7 @@ BOXES_AT_ONCE = 50  # 14 x 14 x 1024 float32 each
 # of a side, in pixels, by how many anchors the RPN has at a place (three ratios of sides each)
 ANCHOR_SIZES = {15: [32, 64, 128, 256, 512], 12: [64, 128, 256, 512]}
 # parts of published detectors that regions do not need
-UNUSED = (
-    *("roi_heads.attribute", "roi_heads.mask_head", "pixel_", "proposal_generator.anchor_gen"),
-    *("roi_heads.box_predictor.attr", "roi_heads.box_predictor.cls_embed"),
-)
+UNUSED = ("roi_heads.attribute", "roi_heads.mask_head", "pixel_", "proposal_generator.anchor_gen")
 
 
 class RegionEncoder(nn.Module):

@@ -217,8 +217,8 @@ def test_a_c4_detector_is_trained_and_extracts(
     assert {"AP", "class accuracy", "attribute accuracy"} <= figures.keys()
     trained = read_weights(str(tmp_path / "run"), detector=True)
     for ours, theirs in (("backbone.res4.0.", "res4.0."), ("roi_heads.res5.0.", "res5.0.")):
-        key = "conv2.weight"
-        assert torch.allclose(trained.state[ours + key], backbone[theirs + key], atol=1e-3)
+        pair = (trained.state[f"{ours}conv2.weight"], backbone[f"{theirs}conv2.weight"])
+        assert torch.cosine_similarity(*(weight.flatten() for weight in pair), dim=0) > 0.99
     with pytest.raises(UserError, match="--regions 100"):
         read_weights(str(tmp_path / "run"))
     report = extract(options(tmp_path, weights=str(tmp_path / "run")), lambda line: None)
