@@ -404,7 +404,8 @@ def reproduce(
         raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
     table = TABLES[name]
     engine = Engine(Path(work), data, scale, weights or {}, say)
-    columns = {c: scale.columns.get(c, c) for c in table.columns}
+    stands_for = scale.columns if data is None else {}  # official data have the paper's splits
+    columns = {c: stands_for.get(c, c) for c in table.columns}
     results: dict[str, Any] = {
         "table": name,
         "title": table.title,
