@@ -254,9 +254,11 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
     show_default="the release's most frequent names",
     help="Folder of visual_genome_objects.txt and visual_genome_attributes.txt.",
 )
-@click.option("--objects", default=TRAIN_EXTRACTOR.objects, help="Object names without --vocab.")
 @click.option(
-    "--attributes", default=TRAIN_EXTRACTOR.attributes, help="Attribute names without --vocab."
+    "--objects", default=TRAIN_EXTRACTOR.objects, help="Names of the release without --vocab."
+)
+@click.option(
+    "--attributes", default=TRAIN_EXTRACTOR.attributes, help="Its attributes without --vocab."
 )
 @click.option(
     "--weights",
@@ -292,8 +294,12 @@ def sample_data(folder: Path, images: int, seed: int) -> None:
     default=TRAIN_EXTRACTOR.rpn_boundary,
     help="Pixels that a trained anchor may reach beyond the photo; -1 for any.",
 )
-@click.option("--rpn-batch", default=TRAIN_EXTRACTOR.rpn_batch, help="Anchors per photo.")
-@click.option("--roi-batch", default=TRAIN_EXTRACTOR.roi_batch, help="Boxes per photo.")
+@click.option(
+    "--rpn-batch", default=TRAIN_EXTRACTOR.rpn_batch, help="Anchors per photo in the loss."
+)
+@click.option(
+    "--roi-batch", default=TRAIN_EXTRACTOR.roi_batch, help="Boxes per photo in the losses."
+)
 @click.option("--proposals", default=TRAIN_EXTRACTOR.proposals, help="Proposals kept per photo.")
 @click.option(
     "--attribute-weight", default=TRAIN_EXTRACTOR.attribute_weight, help="Of the attribute loss."
