@@ -196,7 +196,7 @@ def test_a_c4_detector_is_trained_and_extracts(
     visual_genome: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
     """From a backbone's weights, res5 of which go into the box head; the run then is an encoder."""
-    backbone = {k: v + 0.01 for k, v in new_architecture("x50", WIDTH).build().state_dict().items()}
+    backbone = read_weights("random", "x50", WIDTH).state
     torch.save(backbone, tmp_path / "start.pth")
     training = TrainExtractorOptions(
         visual_genome,
