@@ -477,21 +477,30 @@ def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
 @click.option("--out", type=FOLDER, default=STORE, help="Store to make or to add to.")
 @click.option("--encoder", required=True, help="What made the features, as 'grid-feats-vqa X-101'.")
 @click.option("--channels-last", is_flag=True, help="The files hold H x W x C, not C x H x W.")
-@click.option("--max-grids", default=608, help="The most grids H x W of a map.")
-def convert(source: Path, out: Path, encoder: str, channels_last: bool, max_grids: int) -> None:
-    """Write the feature files in SOURCE (.npy, .npz, .pth) to a store."""
+@click.option("--max-grids", default=608, help="The most grids H x W of a map, or regions.")
+@click.option(
+    "--coco-ids", is_flag=True, help="Ids in .tsv files are COCO's numbers: 42 is 000000000042."
+)
+def convert(source: Path, out: Path, encoder: str, **options: Any) -> None:
+    """Write the features in SOURCE to a store.
+
+    SOURCE is a folder of .npy, .npz or grid-feats-vqa's .pth files, or a .tsv file of regions as
+    LXMERT and bottom-up attention ship them.
+    """
     from gridvlp.convert import convert as run
 
-    report = run(source, out, encoder, channels_last=channels_last, max_grids=max_grids)
+    report = run(source, out, encoder, **options)
     for line in report.lines():
         click.echo(line)
 
 
 @cli.command()
 @store_argument
-@click.option("--to", "folder", type=FOLDER, required=True, help="Folder for KEY.npy files.")
+@click.option(
+    "--to", "folder", type=FOLDER, required=True, help="Folder for KEY.npy or KEY.npz files."
+)
 def export(store: str | Path, folder: Path) -> None:
-    """Write every map of STORE as an .npy file."""
+    """Write every map of STORE as an .npy file, or its regions as an .npz file."""
     from gridvlp.convert import export as run
     from gridvlp.store import FeatureStore
 

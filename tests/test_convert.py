@@ -61,7 +61,7 @@ def test_it_goes_on_where_it_was(tmp_path, maps):
         np.save(folder / f"{key}.npy", map_CHW)
     report = convert(folder, tmp_path / "s.zarr", "theirs")
     assert (report.written, report.already_there) == (4, 2)
-    with pytest.raises(UserError, match="holds maps of theirs"):
+    with pytest.raises(UserError, match="holds grids of theirs"):
         convert(folder, tmp_path / "s.zarr", "ours")
 
 

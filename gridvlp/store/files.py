@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class LocalFiles:
         """
         return (self.place / name).read_bytes()
 
-    def ranges(self, name: str, wanted: Iterable[Range]) -> list[bytes]:
+    def ranges(self, name: str, wanted: Sequence[Range]) -> list[bytes]:
         """Some byte ranges of a file.
 
         Raises:
@@ -142,9 +142,12 @@ class RemoteFiles:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             return list(pool.map(read, names))
 
-    def ranges(self, name: str, wanted: Iterable[Range]) -> list[bytes]:
-        """Some byte ranges of a file."""
-        return [self._get(name, offset, offset + size) for offset, size in wanted]
+    def ranges(self, name: str, wanted: Sequence[Range]) -> list[bytes]:
+        """Some byte ranges of a file, several at once."""
+        if len(wanted) == 1:
+            return [self._get(name, wanted[0][0], sum(wanted[0]))]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(lambda of: self._get(name, of[0], sum(of)), wanted))
 
     def tail(self, name: str, size: int) -> bytes:
         """The last bytes of a file."""
