@@ -116,6 +116,9 @@ def _load(path: Path) -> Any:
     ) as error:
         # torch.load and pickle raise all of these on damaged files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError) and path.suffix != ".pkl":
+            # torch's own words advise to load it unsafely
+            first = "it is damaged, or holds more than tensors, which is not loaded"
         raise UserError(
             f"{path} cannot be read as a checkpoint of plain tensors: {first}"
         ) from error

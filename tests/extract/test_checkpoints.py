@@ -214,6 +214,15 @@ def test_a_pickle_calls_nothing(tmp_path: Path, protocol: int) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_file_with_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    path = tmp_path / "trap.pth"
+    torch.save({"model": Trap(Path.touch, tmp_path / "ran")}, path)
+    with pytest.raises(UserError, match="holds more than tensors") as refusal:
+        read_checkpoint(path)
+    assert "weights_only" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_damaged_pickle_is_never_a_traceback(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = pickle.dumps({"conv1_w": np.zeros((4, 3, 7, 7), np.float32), "x": np.float32(1)})
