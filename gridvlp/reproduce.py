@@ -310,16 +310,12 @@ class Engine:
 
         if self.kind(row) in self.weights:
             return self.weights[self.kind(row)]
-        if row.regions is not None:
-            raise UserError(
-                f"no weights of a C4 detector: give them with --weights {self.kind(row)}=FILE "
-                "(train-extractor makes encoders of grids)"
-            )
         known = {f.name for f in fields(TrainExtractorOptions)}
         section = {k: v for k, v in self.section("train-extractor").items() if k in known}
         section |= {"backbone": self.backbone(row), "width": self.scale.width}
         run = self.work / "encoders" / self.kind(row)
         section |= {"visual_genome": self.data / "vg", "run": run}
+        section["regions"] = row.regions is not None
         options = TrainExtractorOptions(**section)
         self._once(run, partial(train_extractor, options, self.say))
         return str(run)

@@ -134,7 +134,14 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
             raise KeyboardInterrupt
 
     def run(say):
-        return reproduce("1", scale, work=tmp_path / "work", out=tmp_path / "out", say=say)
+        return reproduce(
+            "1",
+            scale,
+            work=tmp_path / "work",
+            out=tmp_path / "out",
+            weights={"x50-regions": "gone.pth"},
+            say=say,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(stop)
@@ -144,8 +151,6 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     for filled in (ours, fresh, withheld):
         assert filled["scores"].keys() == {"vqa test", "nlvr2 test1"}
         assert filled["not run"] == []
-    (reason,) = regions["not run"]
-    assert "--weights x50-regions=FILE" in reason
     runs = tmp_path / "work/runs/x50-64x96/seed0"
     metrics = json.loads((runs / "vqa/evaluate-test/metrics.json").read_text())
     assert ours["scores"]["vqa test"] == {"0": metrics["figures"]["accuracy"]}
@@ -153,6 +158,7 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     assert json.loads((runs / "vqa-fresh/run.json").read_text())["options"]["fresh"]
     verdicts = {claim["claim"]: claim["verdict"] for claim in results["claims"]}
     assert verdicts["Grids do no worse than regions."] == "not run"
+    assert any("no encoder weights at gone.pth" in reason for reason in regions["not run"])
 
     written = json.loads((tmp_path / "out/table-1.json").read_text())
     page = (tmp_path / "out/table-1.md").read_text()
@@ -164,7 +170,19 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     again = run(told.append)
     assert again["rows"] == results["rows"]
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
-    assert len(before) == 5  # pre-training, and two tasks with and without it
+    assert len(before) == 5  # pre-training, and two tasks with and without it, on grids
+
+
+def test_the_encoder_of_a_region_row_is_a_c4_detector(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "gridvlp.extract.training.train_extractor", lambda options, say: asked.append(options)
+    )
+    engine = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
+    folders = [engine.encoder(Row("r", backbone="x152", regions=n)) for n in (100, None, 100)]
+    assert [options.regions for options in asked] == [True, False]
+    assert {(options.backbone, options.width) for options in asked} == {("x152", 0.25)}
+    assert folders[0] == folders[2] != folders[1]
 
 
 @pytest.mark.slow
