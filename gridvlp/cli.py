@@ -444,7 +444,11 @@ def verify(store: str | Path, threads: int) -> None:
         lost = sum(name in maps for name in damaged)
         raise UserError(
             f"{lost:,} of {len(maps):,} maps in {store} are damaged"
-            + (f", and {len(damaged) - lost:,} files of the index." if lost < len(damaged) else ".")
+            + (
+                f", and {len(damaged) - lost:,} files of the index and the metadata."
+                if lost < len(damaged)
+                else "."
+            )
         )
     click.echo(f"All {len(maps):,} maps in {store} are whole.")
 
@@ -456,16 +460,16 @@ def verify(store: str | Path, threads: int) -> None:
     "--picture", type=FOLDER, show_default="KEY.png", help="Where the picture of --image goes."
 )
 def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
-    """Say what is inside STORE, or draw the energy of one map."""
+    """Say what is inside STORE, or draw one map: its energy, or its boxes."""
     from gridvlp.store import FeatureStore
     from gridvlp.store.summary import summarize
 
     maps = FeatureStore(store)
     if image is not None:
-        from gridvlp.pictures import draw_energy
+        from gridvlp.pictures import draw_energy, draw_regions
 
         path = picture or Path(f"{Path(image).name}.png")
-        with_photo = draw_energy(maps, image, path)
+        with_photo = (draw_energy if maps.kind == "grids" else draw_regions)(maps, image, path)
         click.echo(f"{path} written" + ("." if with_photo else "; the photo itself is gone."))
         return
     for line in summarize(maps).lines():

@@ -51,6 +51,46 @@ def draw_energy(store: FeatureStore, key: str, path: Path) -> bool:
     return photo is not None
 
 
+def draw_regions(store: FeatureStore, key: str, path: Path) -> bool:
+    """Write a PNG: the photo, if it is still there, and the boxes, brighter the stronger they fire.
+
+    Returns:
+        Whether the photo was found.
+
+    Raises:
+        UserError: no such map, it is damaged, or the picture cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    regions = store.regions(key)
+    photo = read_photo(store.record(key).get("source"))
+    height, width = (1, 1) if photo is None else photo.shape[:2]
+    energy_N = np.linalg.norm(regions.features_NC, axis=1)
+    figure, panel = pyplot.subplots(figsize=(7.5, 6))
+    panel.imshow(np.zeros((1, 1, 3)) if photo is None else photo, extent=(0, width, height, 0))
+    shade = pyplot.cm.ScalarMappable(cmap="viridis")
+    shade.set_array(energy_N)
+    shade.autoscale()
+    for number in np.argsort(energy_N):
+        x1, y1, x2, y2 = regions.boxes_N4[number] * (width, height, width, height)
+        color = shade.to_rgba(energy_N[number])
+        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, lw=1.4))
+        told = [] if regions.classes_N is None else [f"class {regions.classes_N[number]}"]
+        told += [] if regions.scores_N is None else [f"{regions.scores_N[number]:.2f}"]
+        if told:
+            panel.text(x1, y1, " ".join(told), fontsize=6, color="black", backgroundcolor=color)
+    figure.colorbar(shade, ax=panel, label="L2 norm of the region")
+    panel.set_title(f"{key}: {len(energy_N)} regions of {store.channels} channels")
+    panel.axis("off")
+    figure.tight_layout()
+    _save(figure, path)
+    return photo is not None
+
+
 def read_photo(source: object) -> np.ndarray | None:
     """pixels_HW3 (uint8 RGB, upright) of a photo file; None where it cannot be read any more."""
     from PIL import Image, ImageOps

@@ -92,7 +92,8 @@ def read_attributes(files: LocalFiles | RemoteFiles) -> dict[str, Any]:
     """
     path = files.place
     try:
-        own = json.loads(files.read("zarr.json"))["attributes"]["gridvlp"]
+        document = json.loads(files.read("zarr.json"))
+        own = document["attributes"]["gridvlp"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"There is no feature store at {path}: make it with `gridvlp extract --images ...`."
@@ -108,7 +109,36 @@ def read_attributes(files: LocalFiles | RemoteFiles) -> dict[str, Any]:
             f"{path} has store format {own['format_version']}; this release reads format "
             f"{FORMAT_VERSION}. Use the release that wrote it, or extract again."
         )
+    try:
+        check_seal(document)
+    except ValueError as error:
+        raise StoreError(f"{path}/zarr.json is damaged: {error}. Extract again.") from error
     return own
+
+
+def sealed(document: dict[str, Any]) -> bytes:
+    """A zarr.json with the CRC-32C of what it says among its attributes."""
+    own = document.setdefault("attributes", {}).setdefault("gridvlp", {})
+    own.pop("crc32c", None)
+    check = _canonical_crc(document)
+    own["crc32c"] = check
+    return json.dumps(document, indent=2).encode()
+
+
+def check_seal(document: dict[str, Any]) -> None:
+    """Take the CRC-32C, if there is one, out of a zarr.json.
+
+    Raises:
+        ValueError: it is another.
+    """
+    check = document["attributes"].get("gridvlp", {}).pop("crc32c", None)
+    if check is not None and check != _canonical_crc(document):
+        raise ValueError("its checksum is another")
+
+
+def _canonical_crc(document: dict[str, Any]) -> int:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return int(google_crc32c.value(text.encode()))
 
 
 def index_files(path: Path) -> list[Path]:

@@ -113,8 +113,17 @@ class FeatureStore:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     def damaged_index_files(self) -> dict[str, str]:
-        """What is wrong with files of the index, by name; where two hold the same, one suffices."""
+        """What is wrong with files of the index and of the arrays' metadata, by name.
+
+        Where two index files hold the same, one suffices to read; the metadata serve other readers.
+        """
         damaged: dict[str, str] = {}
+        for files, arrays in zip(self._files, self._arrays, strict=True):
+            for name in arrays:
+                try:
+                    array_rows(files, name)
+                except StoreError as error:
+                    damaged[f"{files.place}/{name}/zarr.json"] = str(error)
         for files, index in zip(self._files, self._index, strict=True):
             damaged |= damaged_files(files, index.shards)
         return damaged

@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import StoreError, write_whole
+from gridvlp.store.layout import StoreError, check_seal, sealed, write_whole
 from gridvlp.store.numbers import KEPT_AS
 from gridvlp.store.regions import UNKNOWN_CLASS, UNKNOWN_SCORE
 
@@ -107,13 +107,13 @@ def chunk_places(stored: bytes) -> np.ndarray:
     return np.frombuffer(stored[:-4], dtype="<u8").reshape(-1, 2)
 
 
-def array_rows(files: LocalFiles | RemoteFiles) -> tuple[int, int]:
-    """Rows of ``grids``, and of each of its shards.
+def array_rows(files: LocalFiles | RemoteFiles, name: str = "grids") -> tuple[int, int]:
+    """Rows of an array, and of each of its shards.
 
     Raises:
         StoreError: the array's metadata cannot be read.
     """
-    about = _metadata(files, "grids")
+    about = _metadata(files, name)
     return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
@@ -124,17 +124,15 @@ def grow(store: Path, arrays: Iterable[Array], chunks: int) -> None:
         rows = chunks * array.chunk_rows
         if about["shape"][0] < rows:
             about["shape"][0] = rows
-            write_whole(store / array.name / "zarr.json", json.dumps(about, indent=2).encode())
+            write_whole(store / array.name / "zarr.json", sealed(about))
 
 
 def _metadata(files: LocalFiles | RemoteFiles, array: str) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(files.read(f"{array}/zarr.json"))
-        rows = about["chunk_grid"]["configuration"]["chunk_shape"][0], about["shape"][0]
-        if not all(isinstance(number, int) for number in rows):
-            raise ValueError("no shape")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        check_seal(about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{files.place}/{array} is no Zarr v3 array: {error}. Extract again."
+            f"{files.place}/{array}/zarr.json is damaged: {error}. Extract again."
         ) from error
     return about

@@ -12,6 +12,8 @@ from gridvlp.store.reader import FeatureStore
 
 SAMPLED_MAPS = 256
 SIZES_SHOWN = 12
+BAR = 30  # signs of the longest bar
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,21 @@ class StoreSummary:
     shards: int
     stored_bytes: int | None  # files of the stores, whole; None over a URL
     raw_bytes: int  # the same numbers in float16, without compression
-    sizes: list[tuple[int, int, int]]  # (H, W, maps), the most frequent first
+    sizes: list[tuple[int, int, int]]  # (H, W, maps), the most frequent first; (1, N, maps)
     sampled: int  # maps behind the figures below
     sparsity: float  # share of zeros
     mean: float
     maximum: float
-    dead_channels: int  # channels that are zero in all sampled maps
+    zeros_C: np.ndarray  # by channel: share of zeros
+    mean_C: np.ndarray  # by channel
+    maximum_C: np.ndarray  # by channel
+    kind: str
     encoder: dict[str, Any]
+
+    @property
+    def dead_channels(self) -> int:
+        """Channels that are zero in all sampled maps."""
+        return int((self.zeros_C == 1).sum()) if self.sampled else 0
 
     def lines(self) -> list[str]:
         """The summary as a table of text."""
@@ -45,22 +55,31 @@ class StoreSummary:
         rows: list[tuple[str, object]] = [
             *((f"encoder {name}", value) for name, value in self.encoder.items()),
             ("maps", f"{self.maps:,}"),
-            ("grids", f"{self.grids:,} of {self.channels:,} channels, {self.dtype}"),
+            (self.kind, f"{self.grids:,} of {self.channels:,} channels, {self.dtype}"),
             ("shards", f"{self.shards:,}"),
             ("on disk", on_disk),
             (f"of {self.sampled:,} maps", ""),
             ("  zeros", f"{100 * self.sparsity:.1f}%"),
             ("  mean, maximum", f"{self.mean:.4g}, {self.maximum:.4g}"),
             ("  dead channels", f"{self.dead_channels:,}"),
-            ("H x W", "maps"),
-            *(
-                (f"  {height} x {width}", f"{maps:,}")
-                for height, width, maps in self.sizes[:SIZES_SHOWN]
-            ),
         ]
+        if self.sampled:
+            rows.append(("by channel, percentile", "".join(f"{p:>9}" for p in PERCENTILES)))
+            for name, values_C in (
+                ("  zeros, percent", 100 * self.zeros_C),
+                ("  mean", self.mean_C),
+                ("  maximum", self.maximum_C),
+            ):
+                marks = np.percentile(values_C, PERCENTILES)
+                rows.append((name, "".join(f"{mark:>9.3g}" for mark in marks)))
+        rows.append(("H x W", "maps"))
+        most = max((maps for _, _, maps in self.sizes), default=0)
+        for height, width, maps in self.sizes[:SIZES_SHOWN]:
+            bar = "#" * -(-BAR * maps // most)
+            rows.append((f"  {height} x {width}", f"{maps:>9,} {bar}"))
         if len(self.sizes) > SIZES_SHOWN:
             others = sum(maps for _, _, maps in self.sizes[SIZES_SHOWN:])
-            rows.append((f"  {len(self.sizes) - SIZES_SHOWN} other sizes", f"{others:,}"))
+            rows.append((f"  {len(self.sizes) - SIZES_SHOWN} other sizes", f"{others:>9,}"))
         return [f"{name:24} {value}".rstrip() for name, value in rows]
 
 
@@ -75,15 +94,15 @@ def summarize(store: FeatureStore, seed: int = 0) -> StoreSummary:
     grids = sum(height * width * maps for (height, width), maps in sizes.items())
     rng = np.random.default_rng(seed)
     drawn = rng.choice(len(keys), min(SAMPLED_MAPS, len(keys)), replace=False)
-    zeros, total, values, maximum = 0, 0.0, 0, 0.0
-    alive_C = np.zeros(store.channels, dtype=bool)
+    count = 0
+    zeros_C, total_C = np.zeros(store.channels), np.zeros(store.channels)
+    maximum_C = np.full(store.channels, -np.inf)
     for place in sorted(drawn):
         grids_GC = store.grids(keys[place])
-        zeros += int((grids_GC == 0).sum())
-        total += float(grids_GC.sum(dtype=np.float64))
-        values += grids_GC.size
-        maximum = max(maximum, float(grids_GC.max()))
-        alive_C |= (grids_GC != 0).any(0)
+        count += len(grids_GC)
+        zeros_C += (grids_GC == 0).sum(0)
+        total_C += grids_GC.sum(0, dtype=np.float64)
+        maximum_C = np.maximum(maximum_C, grids_GC.max(0))
     return StoreSummary(
         maps=len(keys),
         grids=grids,
@@ -94,9 +113,12 @@ def summarize(store: FeatureStore, seed: int = 0) -> StoreSummary:
         raw_bytes=grids * store.channels * 2,
         sizes=[(*size, maps) for size, maps in sizes.most_common()],
         sampled=len(drawn),
-        sparsity=zeros / max(values, 1),
-        mean=total / max(values, 1),
-        maximum=maximum,
-        dead_channels=int((~alive_C).sum()) if len(drawn) else 0,
+        sparsity=float(zeros_C.mean()) / max(count, 1),
+        mean=float(total_C.mean()) / max(count, 1),
+        maximum=float(maximum_C.max()) if count else 0.0,
+        zeros_C=zeros_C / max(count, 1),
+        mean_C=total_C / max(count, 1),
+        maximum_C=maximum_C,
+        kind=store.kind,
         encoder=store.encoder,
     )

@@ -35,6 +35,7 @@ from gridvlp.store.layout import (
     numbered,
     read_attributes,
     rows_taken,
+    sealed,
     sync_folder,
     sync_tree,
     write_checked,
@@ -332,6 +333,8 @@ def _begin(
         _create(group, array, rows // CHUNK_GRIDS)
     (begun / "index").mkdir()
     (begun / "facts").mkdir()
+    for file in (begun / "zarr.json", *begun.glob("*/zarr.json")):
+        file.write_bytes(sealed(json.loads(file.read_bytes())))
     sync_tree(begun)
     try:
         os.rename(begun, path)

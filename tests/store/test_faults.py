@@ -2,11 +2,13 @@
 
 import errno
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +317,25 @@ def test_a_store_may_be_moved_and_read_without_leave_to_write(tmp_path: Path) ->
     finally:
         for folder in [tmp_path / "elsewhere", *folders]:
             folder.chmod(0o755)
+
+
+# All of it, a little of each: what benchmarks/faults.py counts
+
+
+def test_no_map_is_lost_to_any_fault(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+    faults = runpy.run_path(str(script))
+    for fault in faults["FAULTS"]:
+        (tmp_path / fault.__name__).mkdir()
+        rounds = 100 if fault.__name__ == "flipped_bytes" else 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packed index
+            outcomes = list(fault(tmp_path / fault.__name__, rounds))
+        assert len(outcomes) >= min(rounds, 70)
+        assert {outcome for _, outcome in outcomes} <= {"detected", "harmless"}
+        if fault.__name__ == "flipped_bytes":
+            found = [outcome for _, outcome in outcomes]
+            assert found.count("detected") > 0.9 * len(found)  # not where the field is renamed
 
 
 # A second writer

@@ -144,8 +144,8 @@ def test_only_the_chunks_that_are_needed_come_over_the_wire(server: Any, tmp_pat
     server.sent, server.asked[:] = 0, []
     for _ in range(10):
         store.sample("a", 100, rng)
-    assert server.sent / 10 < whole / 4
-    assert 10 <= len(server.asked) <= 20
+    assert server.sent / 10 < whole / 5
+    assert 10 < len(server.asked) <= 60  # five or six chunks, of which some adjoin
     assert all(asked and "c/0/0" in path for path, asked in server.asked)
 
 
