@@ -322,6 +322,7 @@ def test_a_store_may_be_moved_and_read_without_leave_to_write(tmp_path: Path) ->
 # All of it, a little of each: what benchmarks/faults.py counts
 
 
+@pytest.mark.slow
 def test_no_map_is_lost_to_any_fault(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "faults.py"
     faults = runpy.run_path(str(script))
