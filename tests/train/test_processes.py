@@ -78,7 +78,7 @@ def test_two_processes_fine_tune_and_evaluate_as_one(options, squares, task_trai
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_worker_was_killed(options, tmp_path):
     options = replace(
-        options, dropout=0.0, training=replace(options.training, epochs=12, save_steps=1)
+        options, dropout=0.0, training=replace(options.training, epochs=5, save_steps=1)
     )
     pretrain(options, silent)
     run = tmp_path / "two"
@@ -100,7 +100,7 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed(options, tmp_path):
             check=True,
         ).stdout.split()
         os.kill(int(workers[-1]), signal.SIGKILL)
-        _, told = running.communicate(timeout=120)
+        _, told = running.communicate(timeout=400)
     finally:
         running.terminate()  # it ends its workers
     assert running.returncode == 0, told
