@@ -1,16 +1,18 @@
 """The feature store against the formats that others ship, on the same maps.
 
     pip install h5py lmdb        # or: make bench
-    python benchmarks/store.py --features store.zarr
-    python benchmarks/store.py --features store.zarr --maps 2000 --readers 1 --readers 2
+    python benchmarks/store.py --features store.zarr --maps 324
+    python benchmarks/store.py --features store.zarr --maps 324 --folder /tmp/formats --readers 4
 
 Writes the maps of a store (repeated up to --maps) as: the store itself; a compressed float16 .npz
 per image; a float32 .pth per image; HDF5 with gzip and with lzf, one float16 dataset per image;
 LMDB with float16 values; LXMERT's TSV (base64, float32). Reads them back at random, alternating
-between formats, cold (page cache dropped with posix_fadvise) and warm, from one or more processes.
-A sampled read is 100 random grids of a map, a full read all of them; both end as float32. Prints
-bytes per image, reads per second and the peak memory of a reader; without --features it renders
-and encodes photos of the sample world.
+between formats, cold (page cache dropped with posix_fadvise) and warm, from one or more processes
+that share the maps among them. A sampled read is 100 random grids of a map, a full read all of
+them; both end as float32. Prints bytes per image, reads per second, seconds to open and the peak
+memory of a reader, and what the disk gives. With --folder the files stay there and are read again
+by the next run, so that the whole can be measured in parts. Without --features it renders and
+encodes photos of the sample world.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from memory import peak_mb
 from gridvlp.store import FeatureStore, StoreWriter
 
 GRIDS = 100
-READS = {"sampled": 400, "full": 200}
+KINDS = ("sampled", "full")
 Maps = Iterator[tuple[str, np.ndarray]]
 Reader = Callable[[str], np.ndarray]  # key -> (H * W, C)
 
@@ -119,9 +121,10 @@ def open_lmdb(path: Path) -> Reader:
 
     env = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
 
+    transaction = env.begin(buffers=True)  # values are not copied: a sample reads its pages only
+
     def read(key: str) -> np.ndarray:
-        with env.begin() as transaction:
-            value = transaction.get(key.encode())
+        value = transaction.get(key.encode())
         shape = np.frombuffer(value, dtype=np.int32, count=2)
         return np.frombuffer(value, dtype=np.float16, offset=8).reshape(shape)
 
@@ -187,7 +190,7 @@ def drop_cache(path: Path) -> None:
 
 
 def read_some(format: str, path: Path, keys: list[str], kind: str, seed: int, results: Any) -> None:
-    """One reader: opens the format and reads maps at random; sends (seconds to open, rate, MB)."""
+    """One reader: opens the format, reads some maps; sends (seconds to open, rate, MB)."""
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
     if format == "gridvlp":
@@ -195,17 +198,15 @@ def read_some(format: str, path: Path, keys: list[str], kind: str, seed: int, re
     else:
         reader = OPENERS[format](path)
     opened = time.perf_counter() - start
-    chosen = rng.choice(keys, READS[kind])
     start = time.perf_counter()
-    for key in chosen:
+    for key in keys:
         if format == "gridvlp":
             _ = store.sample(key, GRIDS, rng) if kind == "sampled" else store.grids(key)
         else:
             grids_GC = reader(key)
             _ = take(grids_GC, rng) if kind == "sampled" else grids_GC.astype(np.float32)
-    rate = READS[kind] / (time.perf_counter() - start)
-    used = peak_mb()
-    results.put((opened, rate, used))
+    rate = len(keys) / (time.perf_counter() - start)
+    results.put((opened, rate, peak_mb()))
 
 
 def read_with(
@@ -215,7 +216,9 @@ def read_with(
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     started = [
-        context.Process(target=read_some, args=(format, path, keys, kind, seed + n, results))
+        context.Process(
+            target=read_some, args=(format, path, keys[n::readers], kind, seed + n, results)
+        )
         for n in range(readers)
     ]
     for process in started:
@@ -227,18 +230,38 @@ def read_with(
     return statistics.median(opened), sum(rates), max(used)
 
 
+def disk_rate(path: Path) -> float:
+    """MB/s of reading cold files one after another."""
+    drop_cache(path)
+    start, read = time.perf_counter(), 0
+    for file in files_of(path):
+        with file.open("rb", buffering=0) as handle:
+            while block := handle.read(1 << 20):
+                read += len(block)
+    return read / 1e6 / (time.perf_counter() - start)
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--features", type=click.Path(path_type=Path), help="Store whose maps are used.")
 @click.option("--maps", "count", default=300, help="Maps to write, by repetition if need be.")
-@click.option("--readers", multiple=True, default=[1, 2], help="Processes that read at once.")
+@click.option("--reads", default=200, help="Different maps that are read in a round.")
+@click.option("--format", "formats", multiple=True, default=tuple(WRITERS), help="Formats.")
+@click.option("--readers", multiple=True, default=[1, 2, 4], help="Processes that read at once.")
 @click.option("--rounds", default=3, help="Rounds; the median counts.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to write.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the files here.")
 def main(
-    features: Path | None, count: int, readers: tuple[int, ...], rounds: int, folder: Path | None
+    features: Path | None,
+    count: int,
+    reads: int,
+    formats: tuple[str, ...],
+    readers: tuple[int, ...],
+    rounds: int,
+    folder: Path | None,
 ) -> None:
     """Write and read all formats."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        place = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        place.mkdir(exist_ok=True)
         store = FeatureStore(features or make_features(place))
         given = store.keys()
         keys = [f"{number:06}-{given[number % len(given)]}" for number in range(count)]
@@ -251,37 +274,43 @@ def main(
         raw = 2 * grids * store.channels / count
         click.echo(
             f"{count} maps of {len(given)} photos, {grids / count:.0f} grids of {store.channels} "
-            f"channels on average, {raw / 1e3:.0f} kB raw in float16; {rounds} rounds; "
-            f"{os.cpu_count()} cores"
+            f"channels on average, {raw / 1e3:.0f} kB raw in float16; {reads} reads a round, "
+            f"{rounds} rounds; {os.cpu_count()} cores"
         )
-        paths = {}
-        for format, write in WRITERS.items():
-            paths[format] = place / format
-            start = time.perf_counter()
-            write(paths[format], maps())
-            size = sum(file.stat().st_size for file in files_of(paths[format])) / count
+        paths = {format: place / format for format in formats}
+        for format, path in paths.items():
+            start, rate = time.perf_counter(), "written before"
+            if not path.exists():
+                WRITERS[format](place / f"{format}.new", maps())
+                (place / f"{format}.new").rename(path)
+                rate = f"written at {count / (time.perf_counter() - start):.0f} maps/s"
+            size = sum(file.stat().st_size for file in files_of(path)) / count
             click.echo(
                 f"{format:10} {size / 1e3:8.1f} kB an image ({100 * size / raw:5.1f}% of raw), "
-                f"written at {count / (time.perf_counter() - start):6.0f} maps/s"
+                + rate
             )
+        click.echo(f"the disk, cold: {disk_rate(paths[formats[-1]]):.0f} MB/s one after another")
         for number in readers:
-            for kind in READS:
+            for kind in KINDS:
                 for state in ("cold", "warm"):
-                    rows: dict[str, list[tuple[float, float, float]]] = {f: [] for f in WRITERS}
+                    rows: dict[str, list[tuple[float, float, float]]] = {f: [] for f in formats}
                     for seed in range(rounds):
+                        chosen = np.random.default_rng(seed).permutation(keys)[:reads].tolist()
                         for format, row in rows.items():
+                            path = paths[format]
                             if state == "cold":
-                                drop_cache(paths[format])
-                            row.append(
-                                read_with(format, paths[format], keys, kind, number, 97 * seed)
-                            )
+                                drop_cache(path)
+                            elif not seed:  # what is warm has been read before
+                                read_with(format, path, chosen, kind, number, seed)
+                            row.append(read_with(format, path, chosen, kind, number, seed))
                     report(f"{kind} reads, {number} readers, {state}", rows)
 
 
 def report(title: str, rows: dict[str, list[tuple[float, float, float]]]) -> None:
     """One line per format; the ratio is this store's rate over the format's."""
     click.echo(title)
-    ours = statistics.median(rate for _, rate, _ in rows["gridvlp"])
+    first = rows.get("gridvlp") or next(iter(rows.values()))
+    ours = statistics.median(rate for _, rate, _ in first)
     for format, row in rows.items():
         opened, rate, used = (statistics.median(values) for values in zip(*row, strict=True))
         click.echo(
