@@ -106,8 +106,8 @@ def train(read: Read, judge: Read, there: dict[str, set[int]], steps: int, seed:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--images", default=800, help="Maps; the last fifth is held out.")
-@click.option("--steps", default=600, help="Steps of 64 images.")
+@click.option("--images", default=4000, help="Maps; the last fifth is held out.")
+@click.option("--steps", default=1500, help="Steps of 64 images.")
 @click.option("--seeds", default=5, help="Runs of each kind.")
 def main(images: int, steps: int, seeds: int) -> None:
     """Print accuracies by seed."""

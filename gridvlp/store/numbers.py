@@ -2,7 +2,7 @@
 
 bfloat16 is kept as its 16 bits in uint16, since Zarr v3 has no such core type. int8 is kept as
 uint8 with an offset and a scale for each channel of each map: a map after a ReLU has offset 0, so
-that zeros stay zeros and all 256 values serve the rest. A map's bytes depend on that map alone.
+that zeros stay zeros. A map's bytes depend on that map alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import numpy as np
 
 KEPT_AS = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "u1"}
 DTYPES = tuple(KEPT_AS)
-LEVELS = 255
+# 255 would halve the error, which at 127 is that of the encoder's own bfloat16 arithmetic, for a
+# tenth more bytes (docs/benchmarks.md)
+LEVELS = 127
 LEAST_SCALE = np.float16(2.0**-24)  # the smallest float16 above zero
 
 

@@ -198,6 +198,18 @@ class FeatureStore:
             scores_N=None if np.isnan(rows["scores"][0]) else rows["scores"],
         )
 
+    def check(self, key: str) -> None:
+        """Read all that is kept of a map, its facts too, and compare the checksums.
+
+        Raises:
+            StoreError: there is no such map, or something of it is damaged.
+        """
+        number, place = self._find(key)
+        _, height, width = self.shape(key)
+        for name in self._arrays[number]:
+            self._rows(number, place, name, np.arange(1 if name == "scales" else height * width))
+        self.record(key)
+
     def sample(
         self,
         key: str,

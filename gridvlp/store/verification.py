@@ -46,8 +46,7 @@ def verify(
 
 def _wrong_with(store: FeatureStore, key: str) -> str | None:
     try:
-        _ = store.grids(key) if store.kind == "grids" else store.regions(key)
-        store.record(key)
+        store.check(key)
     except StoreUnreachable:
         raise
     except StoreError as error:

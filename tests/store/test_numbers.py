@@ -70,8 +70,8 @@ def test_int8_is_within_half_a_step_of_each_channel(grids_GC: np.ndarray, relu: 
     rows = keep("int8", grids_GC)
     found = from_bytes(rows["grids"], rows["scales"][0])
     high, low = np.maximum(grids_GC.max(0), 0), np.minimum(grids_GC.min(0), 0)
-    # Half of a 255th of the range; the scale's and the offset's own rounding; the least scale.
-    bound = (high - low) / 255 / 2 * 1.002 + np.abs(low) * 0.002 + 2.0**-24
+    # Half of a 127th of the range; the scale's and the offset's own rounding; the least scale.
+    bound = (high - low) / 127 / 2 * 1.002 + np.abs(low) * 0.002 + 2.0**-24
     assert (np.abs(found - grids_GC) <= bound).all()
     if relu:
         np.testing.assert_array_equal(found[grids_GC == 0], 0)
@@ -92,7 +92,7 @@ def test_int8_of_a_store_is_what_plain_zarr_computes_by_the_page(tmp_path: Path)
         assert {tuple(row) for row in rows} == {tuple(row) for row in found}
         step_C = map_CHW.reshape(C, -1).max(1) - np.minimum(map_CHW.reshape(C, -1).min(1), 0)
         error_C = np.abs(store.map(key) - map_CHW).reshape(C, -1).max(1)
-        assert (error_C <= step_C / 255 * 0.51 + 2e-3 * np.abs(offset_C) + 1e-7).all()
+        assert (error_C <= step_C / 127 * 0.51 + 2e-3 * np.abs(offset_C) + 1e-7).all()
         sample_GC = store.sample(key, 7, np.random.default_rng(0))
         assert {tuple(row) for row in sample_GC} <= {tuple(row) for row in found}
 
