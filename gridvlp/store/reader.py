@@ -20,7 +20,7 @@ from gridvlp.store.layout import (
     grid_order,
     read_attributes,
 )
-from gridvlp.store.numbers import from_bfloat16, from_bytes, holding
+from gridvlp.store.numbers import converted, from_bfloat16, from_bytes, holding
 from gridvlp.store.regions import UNKNOWN_CLASS, Regions
 from gridvlp.store.sampling import sampled_rows
 from gridvlp.store.shards import EMPTY, array_rows, chunk_places, index_bytes, store_arrays
@@ -170,9 +170,8 @@ class FeatureStore:
         _, height, width = self.shape(key)
         count = height * width
         stored_GC = self._numbers(*self._find(key), np.arange(count))
-        grids_GC = np.empty(stored_GC.shape, dtype=dtype)
-        grids_GC[grid_order(count)] = stored_GC
-        return grids_GC
+        row_of_grid = np.argsort(grid_order(count))
+        return converted(stored_GC.take(row_of_grid, 0), dtype)
 
     def regions(self, key: str, dtype: Any = np.float32) -> Regions:
         """The regions of a photo, in the order in which they were added.
@@ -229,7 +228,7 @@ class FeatureStore:
         chunk_grids: int = self._about[number]["chunk_grids"]
         rng = rng or np.random.default_rng()
         rows = sampled_rows(height * width, n, chunk_grids, rng)
-        return self._numbers(number, place, rows).astype(dtype, copy=False)
+        return converted(self._numbers(number, place, rows), dtype)
 
     def _find(self, key: str) -> tuple[int, int]:
         """Which store holds a map, and its place in that store's index."""
@@ -286,7 +285,11 @@ class FeatureStore:
             stored = self._fetch(
                 number, array.file(shard), first // chunk_grids + chunks, of_shard // chunk_grids
             )
-            return array.decode(stored)[part * array.chunk_rows + rows % array.chunk_rows]
+            wanted = part * array.chunk_rows + rows % array.chunk_rows
+            decoded = array.decode(stored)
+            if wanted[-1] - wanted[0] + 1 == len(wanted):  # ascending: nothing is left out
+                return decoded[wanted[0] : wanted[-1] + 1]
+            return decoded[wanted]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedMap(
                 f"The map of {self._index[number].key(place)} in {self.paths[number]} is damaged: "

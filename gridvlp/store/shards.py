@@ -56,11 +56,12 @@ class Array:
         Raises:
             RuntimeError, ValueError: the bytes are not those of such chunks.
         """
-        size = self.chunk_rows * math.prod(self.row_shape) * self.dtype.itemsize
-        parts = [ZSTD.decode(chunk) for chunk in chunks]
-        if any(len(part) != size for part in parts):
-            raise ValueError("a chunk has another size")
-        return np.frombuffer(b"".join(parts), dtype=self.dtype).reshape(-1, *self.row_shape)
+        rows = np.empty((len(chunks), self.chunk_rows, *self.row_shape), dtype=self.dtype)
+        for chunk, part in zip(chunks, rows, strict=True):
+            if _content_size(chunk) != part.nbytes:
+                raise ValueError("a chunk has another size")
+            ZSTD.decode(chunk, part)
+        return rows.reshape(-1, *self.row_shape)
 
 
 def store_arrays(about: Mapping[str, Any]) -> dict[str, Array]:
@@ -77,6 +78,17 @@ def store_arrays(about: Mapping[str, Any]) -> dict[str, Array]:
             Array("scores", np.dtype("<f4"), (), UNKNOWN_SCORE, rows),
         ]
     return {array.name: array for array in arrays}
+
+
+def _content_size(frame: bytes | memoryview) -> int | None:
+    """The bytes that a zstd frame holds, as its header says (RFC 8878); None if it does not."""
+    kind = frame[4]
+    single = kind >> 5 & 1
+    begin = 6 - single + (0, 1, 2, 4)[kind & 3]
+    size = (single, 2, 4, 8)[kind >> 6]
+    return (
+        int.from_bytes(frame[begin : begin + size], "little") + 256 * (size == 2) if size else None
+    )
 
 
 def shard_bytes(chunks: Mapping[int, bytes], count: int) -> bytes:

@@ -523,3 +523,14 @@ def test_a_pickled_store_reads_and_carries_no_maps(tmp_path: Path) -> None:
     copy = pickle.loads(pickled)
     np.testing.assert_array_equal(copy.map("k1"), maps["k1"])
     assert copy.fingerprint == store.fingerprint
+
+
+def test_every_float16_is_read_as_numpy_converts_it(tmp_path: Path) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].astype(np.float32)
+    maps = finite[: len(finite) // 1024 * 1024].reshape(-1, 64, 4, 4)
+    store = write(tmp_path / "s", {str(i): m for i, m in enumerate(maps)}, channels=64)
+    for i, map_CHW in enumerate(maps):
+        found = store.map(str(i))
+        np.testing.assert_array_equal(found.view(np.uint32), map_CHW.view(np.uint32))
+        assert store.map(str(i), dtype=np.float16).dtype == np.float16
