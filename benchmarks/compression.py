@@ -15,7 +15,6 @@ thread, by its own CPU time. Then, how far the numbers of each type are from the
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from made_features import make_features
 from numcodecs import blosc
 from numcodecs.blosc import Blosc
 from numcodecs.lz4 import LZ4
@@ -186,21 +186,6 @@ def report_errors(maps: list[np.ndarray]) -> None:
             f"{dtype:10} {100 * (wrong / right) ** 0.5:14.4f}% {cosine.mean():24.6f} "
             f"{np.percentile(cosine, 1):16.6f} {cosine.min():7.5f}"
         )
-
-
-def make_features(place: Path) -> Path:
-    """Maps of generated photos from an encoder that is not trained."""
-    from gridvlp.extract.extraction import extract
-    from gridvlp.extract.settings import ExtractOptions
-    from gridvlp.sample import write_sample
-
-    write_sample(place / "world", 40)
-    options = ExtractOptions(
-        (place / "world/data/coco",), place / "made.zarr", weights="random", width=0.25,
-        size="600x1000",
-    )  # fmt: skip
-    extract(options, lambda line: click.echo(line, file=sys.stderr))
-    return options.out
 
 
 if __name__ == "__main__":

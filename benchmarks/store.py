@@ -22,7 +22,6 @@ import csv
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from typing import Any
 
 import click
 import numpy as np
+from made_features import make_features
 from memory import peak_mb
 
 from gridvlp.store import FeatureStore, StoreWriter
@@ -317,21 +317,6 @@ def report(title: str, rows: dict[str, list[tuple[float, float, float]]]) -> Non
             f"  {format:10} {rate:8.0f} maps/s  gridvlp x{ours / rate:5.2f}   "
             f"opens in {1e3 * opened:6.1f} ms, {used:5.0f} MB"
         )
-
-
-def make_features(place: Path) -> Path:
-    """Maps of generated photos from an encoder that is not trained."""
-    from gridvlp.extract.extraction import extract
-    from gridvlp.extract.settings import ExtractOptions
-    from gridvlp.sample import write_sample
-
-    write_sample(place / "world", 40)
-    options = ExtractOptions(
-        (place / "world/data/coco",), place / "made.zarr", weights="random", width=0.25,
-        size="600x1000",
-    )  # fmt: skip
-    extract(options, lambda line: click.echo(line, file=sys.stderr))
-    return options.out
 
 
 if __name__ == "__main__":

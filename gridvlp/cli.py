@@ -21,7 +21,7 @@ import yaml
 from click.core import ParameterSource
 
 from gridvlp import __version__
-from gridvlp.errors import UserError
+from gridvlp.errors import UserError, first_line
 from gridvlp.extract.settings import (
     BACKBONES,
     DTYPES,
@@ -99,7 +99,7 @@ class Command(click.Command):
         try:
             sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {_first_line(error)}") from error
+            raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
         options = {option.opts[0].lstrip("-"): option.name for option in self.params}
         values: dict[str, Any] = {}
@@ -1051,10 +1051,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Fixtures shared by all rooms."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gridvlp import cli
 from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSettings
 from tests.squares import write_data, write_store
 
@@ -62,3 +64,20 @@ def task_training():
         return replace(FINE_TUNING[task], precision="float32", save_steps=3, **changes)
 
     return make
+
+
+@pytest.fixture
+def gridvlp(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gridvlp", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run

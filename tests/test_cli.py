@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -11,23 +10,6 @@ TINY = (
     *("--hidden-size", "32", "--layers", "1", "--heads", "2", "--grids", "4"),
     *("--epochs", "1", "--batch-size", "16", "--precision", "float32"),
 )
-
-
-@pytest.fixture
-def gridvlp(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gridvlp", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
 from gridvlp.extract.detector import MAX_ATTRIBUTES, NO_ATTRIBUTE
 from gridvlp.extract.vocabulary import Vocabulary
@@ -243,14 +242,6 @@ def cached_annotations(
     return Annotations(arrays, vocabulary, counts, known, np.flatnonzero(used_P))
 
 
-def user_cache() -> Path:
-    """The folder for what can be made or fetched again: $GRIDVLP_CACHE, or gridvlp in XDG's."""
-    named = os.environ.get("GRIDVLP_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gridvlp"
-
-
 def _write(folder: Path, told: Told, vocabulary: Vocabulary) -> None:
     arrays, files, without_photo = _arrays(told, vocabulary)
     about = {
@@ -260,24 +251,16 @@ def _write(folder: Path, told: Told, vocabulary: Vocabulary) -> None:
         "attributes": vocabulary.attributes,
         "arrays": list(arrays),
     }
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        for name, values in arrays.items():
-            np.save(temporary / f"{name}.npy", values)
-        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / "about.json").is_file():  # else another process was faster
-                raise
+        with made_whole(folder, "about.json") as temporary:
+            for name, values in arrays.items():
+                np.save(temporary / f"{name}.npy", values)
+            (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"The annotations cannot be written to {folder.parent} ({error.strerror}): make room, "
             "or name another folder in the environment variable GRIDVLP_CACHE."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _arrays(told: Told, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], list[str], int]:

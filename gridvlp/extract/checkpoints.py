@@ -21,7 +21,7 @@ from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gridvlp.errors import UserError
+from gridvlp.errors import UserError, first_line
 from gridvlp.extract.backbone import STD_BGR, Architecture, architecture_of
 
 # torchvision's ImageNet models: RGB, these statistics of 0-255 pixels
@@ -115,7 +115,7 @@ def _load(path: Path) -> Any:
         *(ValueError, LookupError, TypeError, AttributeError, OverflowError, ImportError),
     ) as error:
         # torch.load and pickle raise all of these on damaged files
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         if isinstance(error, pickle.UnpicklingError) and path.suffix != ".pkl":
             # torch's own words advise to load it unsafely
             first = "it is damaged, or holds more than tensors, which is not loaded"

@@ -65,10 +65,20 @@ class _WithAttributes:
     There is no predictor where the annotations tell no attributes.
     """
 
-    attribute_predictor: AttributePredictor | None
-    attribute_weight: float
     box_predictor: Any
     num_classes: int
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        attribute_predictor: AttributePredictor | None,
+        attribute_weight: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.attribute_weight = attribute_weight
+        self.attribute_predictor = attribute_predictor
 
     def _box_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """(N, D) of all boxes."""
@@ -118,18 +128,6 @@ def _attributes_from_config(cfg: CfgNode, channels: int) -> dict[str, Any]:
 class GridROIHeads(_WithAttributes, StandardROIHeads):
     """Detectron2's box head with an attribute predictor on the foreground boxes."""
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        attribute_predictor: AttributePredictor | None,
-        attribute_weight: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.attribute_weight = attribute_weight
-        self.attribute_predictor = attribute_predictor
-
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Detectron2's hook: the arguments of ``__init__`` from a configuration."""
@@ -151,18 +149,6 @@ class GridROIHeads(_WithAttributes, StandardROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class RegionROIHeads(_WithAttributes, Res5ROIHeads):
     """The box head of a C4 detector (bottom-up attention): res5 on each box, and attributes."""
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        attribute_predictor: AttributePredictor | None,
-        attribute_weight: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.attribute_weight = attribute_weight
-        self.attribute_predictor = attribute_predictor
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from gridvlp.cache import user_cache
 from gridvlp.errors import UserError
-from gridvlp.extract.annotations import user_cache
 from gridvlp.extract.checkpoints import sha256_of
 from gridvlp.progress import track
 from gridvlp.run_folder import write_json

@@ -12,6 +12,7 @@ from typing import Any
 
 import google_crc32c
 
+from gridvlp.errors import first_line
 from gridvlp.store.layout import StoreError, StoreUnreachable
 
 TRIES = 4  # of a request that fails
@@ -237,4 +238,4 @@ def _refused(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".")

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from gridvlp.errors import UserError
+from gridvlp.errors import UserError, first_line
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import normalize_answer
 from gridvlp.train.model import (
@@ -137,8 +137,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _no_model(folder: str | Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{folder} holds no model that can be loaded: {reason}")
+    return UserError(f"{folder} holds no model that can be loaded: {first_line(error)}")
 
 
 def _resize(

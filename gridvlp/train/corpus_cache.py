@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gridvlp.cache import made_whole
 from gridvlp.errors import UserError
 from gridvlp.progress import track
 from gridvlp.train import json_files
@@ -54,22 +54,14 @@ def cached(data: Path, sources: list[str], cache: Path) -> Path:
     folder = cache / f"corpus-{key}"
     if (folder / "corpus.json").is_file():
         return folder
-    temporary = cache / f".{folder.name}-{os.getpid()}"
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        _write(temporary, data, files, everything)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / "corpus.json").is_file():  # else another process was faster
-                raise
+        with made_whole(folder, "corpus.json") as temporary:
+            _write(temporary, data, files, everything)
     except OSError as error:
         raise UserError(
             f"The corpus cannot be written to {cache} ({error.strerror}): choose another cache "
             "folder or make room."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -25,7 +25,7 @@ from gridvlp.train.corpora import Corpus
 from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
 from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining
-from gridvlp.train.settings import PreTrainingOptions
+from gridvlp.train.settings import PreTrainingOptions, micro_batch_size
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
     Encoder,
@@ -111,19 +111,10 @@ class PreTrainingBatches:
         processes: int = 1,
         accumulate: int = 1,
     ) -> None:
-        parts = processes * accumulate
-        if batch_size % parts:
-            raise UserError(
-                f"--batch-size {batch_size} must be a multiple of {parts} "
-                "(processes x --accumulate)."
-            )
         self.corpus, self.store, self.encoder = corpus, store, encoder
         self.batch_size, self.grids, self.seed = batch_size, grids, seed
-        self.micro_size, self.first, self.accumulate = (
-            batch_size // parts,
-            process * accumulate,
-            accumulate,
-        )
+        self.micro_size = micro_batch_size(batch_size, processes, accumulate)
+        self.first, self.accumulate = process * accumulate, accumulate
         self.steps_per_epoch = -(-len(corpus) // batch_size)
         self.order = EpochOrder(corpus.offsets, sentences_per_read, seed)
 

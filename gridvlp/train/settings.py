@@ -62,6 +62,20 @@ class TrainingSettings:
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
+def micro_batch_size(batch_size: int, processes: int, accumulate: int) -> int:
+    """Examples that one process takes at a time.
+
+    Raises:
+        UserError: the batch cannot be divided evenly.
+    """
+    parts = processes * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"--batch-size {batch_size} must be a multiple of {parts} (processes x --accumulate)."
+        )
+    return batch_size // parts
+
+
 # LXMERT's fine-tuning settings (RECIPES: lr, epochs, batch 32, warm-up 10%).
 FINE_TUNING: dict[str, TrainingSettings] = {
     "vqa": TrainingSettings(learning_rate=5e-5, epochs=4, batch_size=32, warmup=0.1),

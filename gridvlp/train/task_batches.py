@@ -16,6 +16,7 @@ from gridvlp.prefetch import Prefetch
 from gridvlp.progress import track
 from gridvlp.store import FeatureStore
 from gridvlp.train.grids import read_grids
+from gridvlp.train.settings import micro_batch_size
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder
 
@@ -126,15 +127,10 @@ class TaskBatches:
         processes: int = 1,
         accumulate: int = 1,
     ) -> None:
-        parts = processes * accumulate
-        if batch_size % parts:
-            raise UserError(
-                f"--batch-size {batch_size} must be a multiple of {parts} "
-                "(processes x --accumulate)."
-            )
         self.examples, self.task, self.store, self.encoder = examples, task, store, encoder
         self.batch_size, self.seed, self.accumulate = batch_size, seed, accumulate
-        self.micro_size, self.first = batch_size // parts, process * accumulate
+        self.micro_size = micro_batch_size(batch_size, processes, accumulate)
+        self.first = process * accumulate
         self.steps_per_epoch = -(-len(examples) // batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gridvlp.errors import UserError
 from gridvlp.extract.batches import Batches
@@ -20,36 +19,22 @@ from gridvlp.extract.encoder import read_weights, save_encoder
 from gridvlp.extract.settings import TrainExtractorOptions
 from gridvlp.extract.training import train_extractor
 from gridvlp.extract.visual_genome import read_visual_genome
+from tests.extract.test_training import options as tiny_options
+from tests.extract.test_training import quiet, weights_of
 
 
 def options(visual_genome: Path, run: Path, **changes: Any) -> TrainExtractorOptions:
     """All anchors and all proposals count, so that no drawing of some of them differs."""
-    base = TrainExtractorOptions(
+    base = tiny_options(
         visual_genome,
-        run=run,
-        width=0.125,
-        size="64x96",
-        iterations=4,
-        batch_size=4,
-        learning_rate=0.002,
+        run,
         warmup=0,
         rpn_batch=2048,
         rpn_boundary=-1,
         roi_batch=512,
-        proposals=20,
-        valid=0.2,
         save_steps=2,
-        precision="float32",
     )
     return replace(base, **changes)
-
-
-def quiet(_: str) -> None:
-    """Takes the place of print."""
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "encoder" / "encoder.safetensors")
 
 
 def test_processes_see_disjoint_parts_of_a_batch(visual_genome: Path) -> None:

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from gridvlp import cli
 from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.train.pretraining import pretrain
 from tests.squares import CHANNELS, write_data, write_store
@@ -48,17 +46,13 @@ def folder(trained, squares, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def gridvlp(monkeypatch, capsys):
+def gridvlp(gridvlp):
+    """Runs the command line without a traceback: (exit code, all that it printed)."""
+
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gridvlp", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        assert "Traceback" not in output.err
-        return code, output.out + output.err
+        code, output, errors = gridvlp(*map(str, arguments))
+        assert "Traceback" not in errors
+        return code, output + errors
 
     return run
 
