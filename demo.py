@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -39,27 +42,61 @@ def main() -> None:
     """Run what is not done yet, then show the outcome."""
     started = fresh_folder()
     done = json.loads(started.read_text())
-    for name, arguments in STEPS.items():
-        if name in done["seconds"]:
-            print(f"$ gridvlp {arguments}    (done)")
-            continue
-        done["seconds"][name] = command(arguments.split())
+    seconds, before, start = done["seconds"], done["total"], time.monotonic()
+
+    def step(name: str, processes: int = 1) -> None:
+        if name in seconds:
+            print(f"$ gridvlp {STEPS[name]}    (done)")
+        else:
+            keep(name, command(STEPS[name].split(), processes))
+
+    def keep(name: str, took: float) -> None:
+        seconds[name] = took
+        done["total"] = before + time.monotonic() - start
         started.write_text(json.dumps(done, indent=2))
-    results = collect(done["seconds"])
+
+    for name in ("sample-data", "train-extractor", "extract", "pretrain"):
+        step(name)
+    # two processes of one thread do half as much again as one of two, with a model this small
+    with ThreadPoolExecutor(1) as pool:
+        beside = None
+        if "finetune nlvr2" not in seconds:
+            beside = pool.submit(command, ["finetune", "nlvr2"], 2, FOLDER / "finetune-nlvr2.log")
+        step("finetune vqa", processes=2)
+        step("finetune gqa", processes=2)
+        if beside is not None:
+            keep("finetune nlvr2", beside.result())
+    for task in TASKS:
+        step(f"evaluate {task}")
+    results = collect(seconds)
     (FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    ask(done["seconds"])
+    ask(seconds)
     runs = [f"runs/{name}" for name in ("extractor", "pretrain", *(f"finetune-{t}" for t in TASKS))]
-    done["seconds"]["report"] = command(["report", *runs, "--out", "report.html"])
-    show(results, done["seconds"])
+    seconds["report"] = command(["report", *runs, "--out", "report.html"])
+    show(results, seconds, before + time.monotonic() - start)
 
 
-def command(arguments: list[str]) -> float:
-    """Run a command of gridvlp in the demo's folder; returns its seconds."""
-    print(f"\n$ gridvlp {shlex.join(arguments)}", flush=True)
+def command(arguments: list[str], processes: int = 1, log: Path | None = None) -> float:
+    """Run a command of gridvlp in the demo's folder; returns its seconds.
+
+    Args:
+        arguments: of gridvlp.
+        processes: that many run at the same time and share the processors.
+        log: takes what it prints.
+    """
+    told = f" > {log.relative_to(FOLDER)}" if log else ""
+    print(f"\n$ gridvlp {shlex.join(arguments)}{told}", flush=True)
     start = time.monotonic()
     line = [sys.executable, "-W", "ignore", "-m", "gridvlp.cli", *arguments]
-    code = subprocess.run(line, cwd=FOLDER, check=False).returncode
+    environment = dict(os.environ)
+    if processes > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    with log.open("w") if log else nullcontext() as file:
+        code = subprocess.run(
+            line, cwd=FOLDER, env=environment, stdout=file, stderr=file, check=False
+        ).returncode
     if code:
+        print(f"It ended with exit code {code}{f': see {log}' if log else ''}.", flush=True)
         sys.exit(code)
     return round(time.monotonic() - start, 1)
 
@@ -77,7 +114,7 @@ def fresh_folder() -> Path:
         shutil.rmtree(FOLDER)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not started.exists():
-        started.write_text(json.dumps({"code": digest.hexdigest(), "seconds": {}}))
+        started.write_text(json.dumps({"code": digest.hexdigest(), "seconds": {}, "total": 0.0}))
     return started
 
 
@@ -108,7 +145,7 @@ def ask(seconds: dict[str, float]) -> None:
     seconds["predict"] = command([*options, "--picture", "answer.png"])
 
 
-def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> None:
+def show(results: dict[str, dict[str, float]], seconds: dict[str, float], total: float) -> None:
     """Print the table and where things are."""
     table = Table(title="Sample world (generated), test splits, percent")
     for column in ("task", "accuracy", "image withheld", "majority of type", "seconds"):
@@ -121,7 +158,7 @@ def show(results: dict[str, dict[str, float]], seconds: dict[str, float]) -> Non
         )
     Console().print(table)
     steps = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-    print(f"Seconds: {steps}; in all {sum(seconds.values()):.0f}.")
+    print(f"Seconds: {steps}; in all {total:.0f}, finetune nlvr2 beside the two others.")
     print(f"Results: {(FOLDER / 'results.json').relative_to(ROOT)}")
     print(f"Picture: {(FOLDER / 'answer.png').relative_to(ROOT)}")
     print(f"Report:  {(FOLDER / 'report.html').relative_to(ROOT)}")

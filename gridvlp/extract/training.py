@@ -104,6 +104,9 @@ def _process(options: TrainExtractorOptions, outcome: Path) -> None:
         raise
     if comm.get_local_rank() == 0:
         (outcome / "figures.json").write_text(json.dumps(figures))
+    # left to the interpreter's end, gloo's threads are at times still at work there: SIGABRT
+    comm.synchronize()
+    distributed.destroy_process_group()
 
 
 def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict[str, Any]:
