@@ -29,7 +29,7 @@ from gridvlp.errors import UserError
 
 VERSIONED = (
     *("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "tokenizers"),
-    *("accelerate", "numpy", "zarr", "numcodecs", "pillow"),
+    *("accelerate", "numpy", "zarr", "zstandard", "pillow"),
 )
 
 

@@ -30,7 +30,7 @@ from gridvlp.errors import UserError
 if TYPE_CHECKING:
     from gridvlp.store.files import LocalFiles, RemoteFiles
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
 SHARD_BYTES = 64 << 20
 SHARD_CHUNKS = 1024  # a read fetches the shard's index: 16 bytes a chunk

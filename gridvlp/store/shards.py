@@ -16,8 +16,8 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 
+from gridvlp.store.chunks import decode, encode
 from gridvlp.store.files import LocalFiles, RemoteFiles
 from gridvlp.store.layout import StoreError, check_seal, sealed, write_whole
 from gridvlp.store.numbers import KEPT_AS
@@ -25,8 +25,6 @@ from gridvlp.store.regions import UNKNOWN_CLASS, UNKNOWN_SCORE
 
 BFLOAT16_NAN = 0x7FC0
 EMPTY = 2**64 - 1  # where a shard has no chunk
-ZSTD_LEVEL = 1
-ZSTD = Zstd(level=ZSTD_LEVEL, checksum=True)
 
 
 @dataclass(frozen=True)
@@ -48,19 +46,17 @@ class Array:
         count = -(-len(rows) // self.chunk_rows)
         filled = np.zeros((count, self.chunk_rows, *self.row_shape), dtype=self.dtype)
         filled.reshape(-1, *self.row_shape)[: len(rows)] = rows
-        return [bytes(ZSTD.encode(chunk)) for chunk in filled]
+        return [encode(chunk) for chunk in filled]
 
     def decode(self, chunks: Sequence[bytes | memoryview]) -> np.ndarray:
         """The rows of some chunks.
 
         Raises:
-            RuntimeError, ValueError: the bytes are not those of such chunks.
+            ValueError: the bytes are not those of such chunks.
         """
         rows = np.empty((len(chunks), self.chunk_rows, *self.row_shape), dtype=self.dtype)
         for chunk, part in zip(chunks, rows, strict=True):
-            if _content_size(chunk) != part.nbytes:
-                raise ValueError("a chunk has another size")
-            ZSTD.decode(chunk, part)
+            decode(chunk, part)
         return rows.reshape(-1, *self.row_shape)
 
 
@@ -78,17 +74,6 @@ def store_arrays(about: Mapping[str, Any]) -> dict[str, Array]:
             Array("scores", np.dtype("<f4"), (), UNKNOWN_SCORE, rows),
         ]
     return {array.name: array for array in arrays}
-
-
-def _content_size(frame: bytes | memoryview) -> int | None:
-    """The bytes that a zstd frame holds, as its header says (RFC 8878); None if it does not."""
-    kind = frame[4]
-    single = kind >> 5 & 1
-    begin = 6 - single + (0, 1, 2, 4)[kind & 3]
-    size = (single, 2, 4, 8)[kind >> 6]
-    return (
-        int.from_bytes(frame[begin : begin + size], "little") + 256 * (size == 2) if size else None
-    )
 
 
 def shard_bytes(chunks: Mapping[int, bytes], count: int) -> bytes:

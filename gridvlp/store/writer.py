@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec
 
 from gridvlp.store.files import LocalFiles, local_folder
 from gridvlp.store.index import drop_stale_packed, pack_index, read_index
@@ -44,7 +44,7 @@ from gridvlp.store.layout import (
 from gridvlp.store.locks import WriterLock, short_lock
 from gridvlp.store.numbers import DTYPES, KEPT_AS, keep
 from gridvlp.store.regions import region_rows
-from gridvlp.store.shards import ZSTD_LEVEL, Array, array_rows, grow, shard_bytes, store_arrays
+from gridvlp.store.shards import Array, array_rows, grow, shard_bytes, store_arrays
 
 DIMENSIONS = {  # xarray opens no array without
     "grids": ("row", "channel"),
@@ -355,8 +355,10 @@ def _create(group: Any, array: Array, chunks: int) -> None:
         dtype=array.dtype,
         dimension_names=DIMENSIONS[array.name],
         fill_value=array.fill,
-        # zstd's own checksum: not all readers check crc32c where they read part of a shard
-        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
+        # for readers; the bytes are made in gridvlp.store.chunks
+        compressors=BloscCodec(
+            typesize=array.dtype.itemsize, cname="zstd", clevel=1, shuffle="shuffle", blocksize=0
+        ),
     )
 
 
