@@ -796,7 +796,8 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
         _print_figures(outcome.figures)
         if outcome.withheld is not None:
             click.echo(f"image withheld: {outcome.withheld['accuracy']:.2f}")
-        click.echo(f"majority answer of the question type: {outcome.majority:.2f}")
+        if outcome.majority is not None:
+            click.echo(f"majority answer of the question type: {outcome.majority:.2f}")
     click.echo(f"Predictions: {outcome.predictions}")
     _report(run)
 

@@ -26,7 +26,10 @@ from gridvlp.train.training import first_only, make_accelerator
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of ``gridvlp evaluate``; figures are None where the split has no labels."""
+    """The outcome of ``gridvlp evaluate``; figures are None where the split has no labels.
+
+    ``majority`` is None also where the training files are not there.
+    """
 
     examples: int
     figures: dict[str, float] | None
@@ -117,10 +120,12 @@ def evaluate(
     if labelled:
         figures = task.score(examples, predicted)
         withheld_figures = task.score(examples, blind) if blind is not None else None
-        train: list[Example] = []
-        for name in options["train_splits"] or task.train_splits:
-            train += task.read(data, name, store).examples
-        majority = task.majority(train, examples)
+        names = options["train_splits"] or task.train_splits
+        if absent := [path for name in names for path in task.missing(data, name)]:
+            say(f"No majority baseline: {', '.join(map(str, absent))} not there.")
+        else:  # of all training lines: this store may hold the evaluated photos alone
+            train = [example for name in names for example in task.read(data, name).examples]
+            majority = task.majority(train, examples)
     write_json(
         folder / "metrics.json",
         {

@@ -99,6 +99,28 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     assert sum(chances) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_store_of_the_evaluated_photos_alone_is_enough(make, squares, tmp_path):
+    """The baseline counts training lines, whose photos need not be there; nor need the lines."""
+    options = make("vqa", training={"epochs": 1})
+    finetune(options, silent)
+    whole = evaluate("vqa", "val", run=options.run, say=silent)
+    stored = FeatureStore(squares / "store.zarr")
+    with StoreWriter.create(
+        tmp_path / "val.zarr", channels=CHANNELS, encoder=stored.encoder
+    ) as writer:
+        for image in range(33, 49):
+            writer.add(f"{image:012}", stored.map(f"{image:012}"))
+    alone = evaluate("vqa", "val", run=options.run, features=(tmp_path / "val.zarr",), say=silent)
+    assert (alone.figures, alone.majority) == (whole.figures, whole.majority)
+    data, told = tmp_path / "data", []
+    (data / "vqa").mkdir(parents=True)
+    for file in (squares / "data" / "vqa").glob("*val2014*"):
+        (data / "vqa" / file.name).write_bytes(file.read_bytes())
+    untrained = evaluate("vqa", "val", run=options.run, data=data, say=told.append)
+    assert (untrained.figures, untrained.majority) == (whole.figures, None)
+    assert any("No majority baseline: " in line and "train2014" in line for line in told)
+
+
 @pytest.mark.parametrize("head", ["pair", "triplet", "pair-attention"])
 def test_nlvr2_pairs_are_told_apart(make, head):
     options = make("nlvr2", head=head, training={"epochs": 30})
