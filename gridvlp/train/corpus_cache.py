@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gridvlp.cache import made_whole
+from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
 from gridvlp.progress import track
 from gridvlp.train import json_files
@@ -38,8 +38,7 @@ def cache_folder(data: Path) -> Path:
     """
     if data.stat().st_mode & 0o222 and os.access(data, os.W_OK):
         return data / CACHE_FOLDER
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "gridvlp"
+    return user_cache()
 
 
 def cached(data: Path, sources: list[str], cache: Path) -> Path:
