@@ -5,12 +5,19 @@
 The functions are imported when they are first asked for; the options are light.
 """
 
+import logging
+import warnings
 from importlib import import_module
 from typing import Any
 
 from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
 
 __all__ = ["ExtractOptions", "TrainExtractorOptions", "extract", "train_extractor"]
+
+# Detectron2's doing, with a current torch: nothing that a user could act on
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 _HOMES = {"extract": "extraction", "train_extractor": "training"}
 
