@@ -90,7 +90,7 @@ def command(arguments: list[str], processes: int = 1, log: Path | None = None) -
     line = [sys.executable, "-W", "ignore", "-m", "gridvlp.cli", *arguments]
     environment = dict(os.environ)
     if processes > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
     with log.open("w") if log else nullcontext() as file:
         code = subprocess.run(
             line, cwd=FOLDER, env=environment, stdout=file, stderr=file, check=False

@@ -1,7 +1,7 @@
 """Starting on a corpus of the paper's size: 9.18M pairs on 180K images, all of it generated.
 
     python benchmarks/corpus.py                          # a hundredth of it, in a temporary folder
-    python benchmarks/corpus.py FOLDER --scale 1         # 4 GB on disk, a quarter of an hour
+    python benchmarks/corpus.py FOLDER --scale 1         # 4 GB with the store, a quarter of an hour
 
 Writes COCO captions, Visual Genome regions and questions, VQA v2 and GQA in their official formats,
 with LXMERT's counts of pairs and images per source (its Table 1), and a store with a (tiny) map of

@@ -161,12 +161,20 @@ def cli() -> None:
     """Vision-language pre-training on frozen grid features: extract once, train on maps."""
 
 
+def _leave_processes() -> None:
+    """Left to the interpreter's end, gloo's threads are at times still at work there: SIGABRT."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def main() -> None:
     """Entry point: errors that a person can mend are one sentence and exit code 2."""
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         cli.main(standalone_mode=False)
+        _leave_processes()
     except UserError as error:
         whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
         click.echo(f"Error{whose}: {error}", err=True)

@@ -30,6 +30,8 @@ ZSTD = zstandard.ZstdCompressionParameters(
 # block, of the frame; where the block begins, and its bytes
 HEADER = struct.Struct("<BBBBIIIII")
 SHUFFLED, UNDIVIDED, OF_ZSTD = 1, 1 << 4, 4 << 5
+# in a frame just as long as its content, which Blosc would take for the content itself
+EMPTY_BLOCK = bytes(3)
 
 _own = threading.local()  # contexts of zstd serve one thread at a time
 
@@ -43,7 +45,10 @@ def encode(numbers: np.ndarray) -> bytes:
     parts = []
     for plane in _planes(numbers):
         parts += [stream.compress(plane.tobytes()), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
-    content = b"".join([*parts, stream.flush()])
+    parts.append(stream.flush())
+    if sum(map(len, parts)) == numbers.nbytes:
+        parts.insert(2, EMPTY_BLOCK)
+    content = b"".join(parts)
     return _header(numbers, len(content)) + content
 
 
@@ -74,6 +79,7 @@ def decode(frame: bytes | memoryview, numbers: np.ndarray) -> None:
 
 def _planes(numbers: np.ndarray) -> np.ndarray:
     """The first bytes of all numbers, then the second ones, ...; a view."""
+    assert numbers.flags.c_contiguous
     return numbers.reshape(-1).view("u1").reshape(-1, numbers.itemsize).T
 
 

@@ -65,8 +65,8 @@ class StoreWriter:
     Several processes or machines fill one store at the same time when each opens a part of its own:
     part k of n writes whole shards whose numbers leave the remainder k.
 
-    Maps wait in memory, compressed, until a shard is full (64 MiB of numbers) or the block ends; a
-    shard appears whole. After a kill, ``open`` goes on behind the last whole shard.
+    Maps wait in memory, compressed, until a shard is full (64 MiB of numbers, at most 20,480 grids)
+    or the block ends; a shard appears whole. After a kill, ``open`` goes on behind the last whole shard.
     """
 
     def __init__(self, path: Path, lock: WriterLock, part: tuple[int, int]) -> None:

@@ -6,7 +6,6 @@ resumed is the run that was not.
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import re
@@ -98,13 +97,6 @@ def _join_after_restart(timeout: timedelta | None) -> None:
         world_size=size,
         timeout=timeout,
     )
-
-
-@atexit.register
-def _leave_processes() -> None:
-    """Left to the interpreter's end, gloo's threads are at times still at work there: SIGABRT."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def first_only(say: Callable[[str], object], accelerator: Accelerator) -> Callable[[str], object]:

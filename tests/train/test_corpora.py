@@ -214,6 +214,7 @@ def test_a_build_that_fails_leaves_nothing(data):
 
 
 def test_a_read_only_data_folder_is_left_alone(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("GRIDVLP_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data.chmod(0o555)
     try:
