@@ -66,7 +66,8 @@ class StoreWriter:
     part k of n writes whole shards whose numbers leave the remainder k.
 
     Maps wait in memory, compressed, until a shard is full (64 MiB of numbers, at most 20,480 grids)
-    or the block ends; a shard appears whole. After a kill, ``open`` goes on behind the last whole shard.
+    or the block ends; a shard appears whole. After a kill, ``open`` goes on behind the last whole
+    shard.
     """
 
     def __init__(self, path: Path, lock: WriterLock, part: tuple[int, int]) -> None:
