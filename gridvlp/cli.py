@@ -161,11 +161,13 @@ def cli() -> None:
     """Vision-language pre-training on frozen grid features: extract once, train on maps."""
 
 
-def _leave_processes() -> None:
-    """Left to the interpreter's end, gloo's threads are at times still at work there: SIGABRT."""
+def _end_at_once_if_one_of_several() -> None:
+    """The interpreter's own end meets threads of gloo at times: SIGABRT, of a run that is whole."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def main() -> None:
@@ -174,7 +176,7 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         cli.main(standalone_mode=False)
-        _leave_processes()
+        _end_at_once_if_one_of_several()
     except UserError as error:
         whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
         click.echo(f"Error{whose}: {error}", err=True)

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -104,9 +105,9 @@ def _process(options: TrainExtractorOptions, outcome: Path) -> None:
         raise
     if comm.get_local_rank() == 0:
         (outcome / "figures.json").write_text(json.dumps(figures))
-    # left to the interpreter's end, gloo's threads are at times still at work there: SIGABRT
     comm.synchronize()
-    distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's own end meets threads of gloo at times: SIGABRT
 
 
 def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict[str, Any]:
