@@ -195,7 +195,8 @@ def fit(
                     with averaged():
                         figures = _validated(model, validate)
                     run.log(step, figures)
-                    bar.print(f"epoch {step // steps_per_epoch}: {_told(figures)}")
+                    told = _told(figures) or "nothing held out to measure on"
+                    bar.print(f"epoch {step // steps_per_epoch}: {told}")
                     if best is None or kept is None or figures[best] > kept[best]:
                         kept = {**figures, "epoch": step // steps_per_epoch, "step": step}
                         with averaged():
