@@ -61,7 +61,9 @@ def main() -> None:
     with ThreadPoolExecutor(1) as pool:
         beside = None
         if "finetune nlvr2" not in seconds:
-            beside = pool.submit(command, ["finetune", "nlvr2"], 2, FOLDER / "finetune-nlvr2.log")
+            beside = pool.submit(
+                command, STEPS["finetune nlvr2"].split(), 2, FOLDER / "finetune-nlvr2.log"
+            )
         step("finetune vqa", processes=2)
         step("finetune gqa", processes=2)
         if beside is not None:

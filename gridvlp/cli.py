@@ -31,6 +31,7 @@ from gridvlp.extract.settings import (
     ExtractOptions,
     TrainExtractorOptions,
 )
+from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
 from gridvlp.train.settings import (
     FINE_TUNING,
@@ -161,22 +162,15 @@ def cli() -> None:
     """Vision-language pre-training on frozen grid features: extract once, train on maps."""
 
 
-def _end_at_once_if_one_of_several() -> None:
-    """The interpreter's own end meets threads of gloo at times: SIGABRT, of a run that is whole."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def main() -> None:
     """Entry point: errors that a person can mend are one sentence and exit code 2."""
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         cli.main(standalone_mode=False)
-        _end_at_once_if_one_of_several()
+        torch = sys.modules.get("torch")  # of a command that needed it
+        if torch is not None and torch.distributed.is_initialized():
+            end_process()
     except UserError as error:
         whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
         click.echo(f"Error{whose}: {error}", err=True)

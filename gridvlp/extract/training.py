@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -39,6 +38,7 @@ from gridvlp.extract.visual_genome import read_visual_genome
 from gridvlp.extract.vocabulary import Vocabulary
 from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
+from gridvlp.process_end import end_process
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder, write_text
 
@@ -106,8 +106,7 @@ def _process(options: TrainExtractorOptions, outcome: Path) -> None:
     if comm.get_local_rank() == 0:
         (outcome / "figures.json").write_text(json.dumps(figures))
     comm.synchronize()
-    sys.stdout.flush()
-    os._exit(0)  # the interpreter's own end meets threads of gloo at times: SIGABRT
+    end_process()
 
 
 def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict[str, Any]:

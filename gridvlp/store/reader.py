@@ -290,7 +290,7 @@ class FeatureStore:
             if wanted[-1] - wanted[0] + 1 == len(wanted):  # ascending: nothing is left out
                 return decoded[wanted[0] : wanted[-1] + 1]
             return decoded[wanted]
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise DamagedMap(
                 f"The map of {self._index[number].key(place)} in {self.paths[number]} is damaged: "
                 f"{error}. Extract that photo again into a new store."
