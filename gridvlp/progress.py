@@ -22,7 +22,7 @@ class _RateAndETA(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         rate, left = task.speed or task.finished_speed, task.time_remaining
-        return Text(f"{rate or 0:,.1f} {self.unit}/s, ETA {_clock(left)}")
+        return Text(f"{_rate(rate or 0, self.unit)}, ETA {_clock(left)}")
 
 
 class Tracker:
@@ -76,7 +76,7 @@ class Tracker:
         rate = (self.done - self._first) / seconds if seconds else 0.0
         left = (self.total - self.done) / rate if rate else None
         self.print(
-            f"{self.title}: {self.done:,}/{self.total:,}, {rate:,.1f} {self.unit}/s, "
+            f"{self.title}: {self.done:,}/{self.total:,}, {_rate(rate, self.unit)}, "
             f"ETA {_clock(left)} {self.note}".rstrip()
         )
 
@@ -92,6 +92,12 @@ def track(
         complete = True
     finally:
         tracker.close(complete)
+
+
+def _rate(per_second: float, unit: str) -> str:
+    if 0 < per_second < 0.01:
+        return f"{3600 * per_second:,.1f} {unit}/h"
+    return f"{per_second:,.1f} {unit}/s"
 
 
 def _clock(seconds: float | None) -> str:

@@ -10,8 +10,11 @@ goes on.
 
 from __future__ import annotations
 
+import copy
+import fcntl
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
@@ -20,6 +23,7 @@ from typing import Any
 
 from gridvlp.errors import UserError
 from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.processes import in_processes
 from gridvlp.results import markdown, summarize
 from gridvlp.train.settings import (
     FINE_TUNING,
@@ -43,10 +47,10 @@ class Row:
 
     name: str
     paper: dict[str, float] = field(default_factory=dict)
-    backbone: str | None = None  # None: the scale's
+    backbone: str = "x152"
     size: str = "600x1000"
     regions: int | None = None
-    grids: int | None = None  # in pre-training; None: the recipe's
+    grids: int = 100  # random ones, in pre-training
     fresh: bool = False  # fine-tuned without pre-training
     withheld: str | None = None  # the row whose models are scored with all grids zeroed
 
@@ -98,11 +102,10 @@ TABLES = {
         (
             Row("x50", {"ms": 106, "vqa minival": 74.34, "nlvr2 dev": 78.01}, backbone="x50"),
             Row("x101", {"ms": 153, "vqa minival": 75.18, "nlvr2 dev": 78.95}, backbone="x101"),
-            Row("x152", {"ms": 221, **X152}, backbone="x152"),
+            Row("x152", {"ms": 221, **X152}),
             Row(
                 "x152 (region)",
                 {"ms": 572, "vqa minival": 75.12, "nlvr2 dev": 79.14},
-                backbone="x152",
                 regions=100,
             ),
         ),
@@ -138,7 +141,7 @@ TABLES = {
     ),
     "sampling": Table(
         "Random grids per image in pre-training (footnote 2)",
-        (Row("64", grids=64), Row("100", X152, grids=100), Row("128", grids=128)),
+        (Row("64", grids=64), Row("100", X152), Row("128", grids=128)),
         (
             Claim("64 makes not much difference.", "64", "100", within=1.0),
             Claim("128 makes not much difference.", "128", "100", within=1.0),
@@ -155,23 +158,25 @@ class Scale:
     """How large everything is.
 
     Attributes:
-        settings: option values for each command, as in a settings file.
-        backbone: of rows that name none.
+        settings: option values for each command, as in a settings file; "train-extractor regions"
+            has those of detectors of regions.
         width: of every backbone, over the published one.
         seeds: of pre-training and fine-tuning.
-        sizes, grids: what stands for the paper's; those not named stay.
+        sizes, grids: what stands for the paper's; those not named stay. Regions are counted as
+            grids are.
         columns: splits that stand for the paper's.
         images: training photos of the sample world; 0 where there is none to make.
+        processes: how many runs at a time.
     """
 
     settings: dict[str, dict[str, Any]]
-    backbone: str = "x152"
     width: float = 1.0
     seeds: tuple[int, ...] = (0,)
     sizes: dict[str, str] = field(default_factory=dict)
     grids: dict[int, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     images: int = 0
+    processes: int = 1
 
 
 def scales(name: str) -> Scale:
@@ -184,20 +189,26 @@ def scales(name: str) -> Scale:
         return Scale({})
     if name != "sample":
         raise UserError(f"There is no scale {name!r}: there are sample and full.")
+    import torch
     import yaml
 
     from gridvlp.sample import SETTINGS
 
+    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    # Its box head, res5 on each of 14 x 14 places, takes most of the time: it sees fewer boxes.
+    settings["train-extractor regions"] = {"roi-batch": 8, "iterations": 600}
+    cores = len(os.sched_getaffinity(0))
     return Scale(
-        yaml.safe_load(SETTINGS.read_text(encoding="utf-8")),
-        backbone="x50",
+        settings,
         width=0.25,
         seeds=(0, 1, 2),
         sizes={"600x1000": "144x256", "448x746": "108x192", "448x448": "108x108"},
-        # A map has at most 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
+        # A map has 15 to 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
         grids={64: 16, 100: 25, 128: 32},
         columns={"vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1"},
         images=1600,
+        # Models this small gain little from a second thread; more would take much memory.
+        processes=1 if torch.cuda.is_available() else min(cores, 4),
     )
 
 
@@ -240,8 +251,7 @@ class Engine:
 
         task, split = column.split()
         store = self.store(row)
-        name = f"{store.stem}{'' if row.grids is None else f'-{row.grids}grids'}/seed{seed}"
-        pretrained = self.work / "runs" / name / "pretrain"
+        pretrained = self.runs(row, seed) / "pretrain"
         self.pretrain(row, store, pretrained, seed)
         section = {**self.section("finetune"), **self.section(f"finetune {task}")}
         own = {k: section[k] for k in ("train_splits", "valid_split") if k in section}
@@ -263,6 +273,11 @@ class Engine:
         figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
         return None if figures is None else float(figures["accuracy"])
 
+    def runs(self, row: Row, seed: int) -> Path:
+        """The folder of what is trained on a row's store and from one pre-training."""
+        name = f"{self.store_path(row).stem}-{self.grids(row.grids)}grids"
+        return self.work / "runs" / name / f"seed{seed}"
+
     def pretrain(self, row: Row, store: Path, run: Path, seed: int) -> None:
         """Pre-train on a store, unless that is done."""
         from gridvlp.train.pretraining import pretrain
@@ -273,29 +288,23 @@ class Engine:
             features=(store,),
             **{**{k: v for k, v in section.items() if k in known}, "data": self.data, "run": run},
         )
-        told = section.get("grids", options.grids)
-        if row.grids is not None:
-            told = self.scale.grids.get(row.grids, row.grids)
-        grids = None if told in ("all", None) else int(told)
         training = replace(options.training, **training_of(section), seed=seed)
-        options = replace(options, grids=grids, training=training)
+        options = replace(options, grids=self.grids(row.grids), training=training)
         self._once(run, partial(pretrain, options, self.say))
 
     def store(self, row: Row) -> Path:
         """The store of a row's maps or regions, extracted unless that is done."""
         from gridvlp.extract.extraction import extract
 
-        size = self.scale.sizes.get(row.size, row.size)
         encoder = self.encoder(row)
-        path = self.work / "stores" / f"{self.kind(row)}-{size}.zarr"
+        path = self.store_path(row)
         images = tuple(f for name in PHOTO_FOLDERS if (f := self.data / name).is_dir())
         if not images:
             raise UserError(f"There are no photos in {self.data}: docs/data.md says where they go.")
-        own: dict[str, Any] = {"backbone": self.backbone(row), "width": self.scale.width}
+        own: dict[str, Any] = {"backbone": row.backbone, "width": self.scale.width}
         if row.regions is not None:
-            own["regions"] = row.regions
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = ExtractOptions(images, path, weights=encoder, size=size, **own)
+            own["regions"] = self.grids(row.regions)
+        options = ExtractOptions(images, path, weights=encoder, size=self.size(row), **own)
 
         def run() -> None:
             for line in extract(options, self.say).lines():
@@ -310,12 +319,15 @@ class Engine:
 
         if self.kind(row) in self.weights:
             return self.weights[self.kind(row)]
+        regions = row.regions is not None
+        section = self.section("train-extractor")
+        if regions:
+            section |= self.section("train-extractor regions")
         known = {f.name for f in fields(TrainExtractorOptions)}
-        section = {k: v for k, v in self.section("train-extractor").items() if k in known}
-        section |= {"backbone": self.backbone(row), "width": self.scale.width}
+        section = {k: v for k, v in section.items() if k in known}
+        section |= {"backbone": row.backbone, "width": self.scale.width, "regions": regions}
         run = self.work / "encoders" / self.kind(row)
         section |= {"visual_genome": self.data / "vg", "run": run}
-        section["regions"] = row.regions is not None
         options = TrainExtractorOptions(**section)
         self._once(run, partial(train_extractor, options, self.say))
         return str(run)
@@ -330,24 +342,36 @@ class Engine:
             from gridvlp.timing import time_photo
 
             self.say(f"Timing {name}.")
-            times[name] = 1000 * time_photo(self.backbone(row), row.size, row.regions, fusion)
+            times[name] = 1000 * time_photo(row.backbone, row.size, row.regions, fusion)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, times)
         return times[name]
 
     def _once(self, path: Path, work: Callable[[], object]) -> None:
-        """Do what fills a folder, unless this process has done so."""
-        if path not in self._done:
+        """Do what fills a folder, unless this process has done so; others wait for the first."""
+        if path in self._done:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             work()
-            self._done.add(path)
-
-    def backbone(self, row: Row) -> str:
-        """The backbone of a row."""
-        return row.backbone or self.scale.backbone
+        self._done.add(path)
 
     def kind(self, row: Row) -> str:
         """The name of a row's encoder."""
-        return self.backbone(row) + ("-regions" if row.regions is not None else "")
+        return row.backbone + ("-regions" if row.regions is not None else "")
+
+    def size(self, row: Row) -> str:
+        """The size of a row's photos at this scale."""
+        return self.scale.sizes.get(row.size, row.size)
+
+    def grids(self, count: int) -> int:
+        """What stands at this scale for a number of grids or regions."""
+        return self.scale.grids.get(count, count)
+
+    def store_path(self, row: Row) -> Path:
+        """Where a row's store is, or will be."""
+        return self.work / "stores" / f"{self.kind(row)}-{self.size(row)}.zarr"
 
     def section(self, name: str) -> dict[str, Any]:
         """A command's settings by the names of option fields."""
@@ -376,13 +400,13 @@ def reproduce(
     weights: dict[str, str] | None = None,
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Fill a table of the paper, writing OUT/table-NAME.json and .md after every figure.
+    """Fill a table of the paper, writing OUT/table-NAME.json and .md after every run.
 
     Args:
         name: one of TABLES.
         scale: how large everything is.
         label: the scale's name.
-        work: encoders, stores and runs; what is there is not made again.
+        work: encoders, stores, runs and logs; what is there is not made again.
         out: where the results go.
         data: official data; None makes the sample world.
         weights: checkpoints by encoder, in place of training.
@@ -408,7 +432,7 @@ def reproduce(
         "scale": label,
         "data": "generated sample world" if data is None else str(data),
         "date": date.today().isoformat(),
-        "environment": environment(),
+        "environment": {**environment(), "processes": scale.processes},
         "seeds": list(scale.seeds),
         "times": TIMES if table.times else None,
         "columns": list(dict.fromkeys(c for c in columns.values() if c)),
@@ -416,39 +440,68 @@ def reproduce(
     }
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for row, where, run in _jobs(table, engine, results["columns"], scale.seeds):
-        entry = results["rows"][row.name]
-        try:
-            value = run()
-        except UserError as error:
-            if str(error) not in entry["not run"]:
-                say(f"{row.name}, {where[0]}: not run: {error}")
-                entry["not run"].append(str(error))
-            continue
-        if value is not None:
-            if len(where) == 1:
-                entry[where[0]] = value
-            else:
-                entry["scores"].setdefault(where[0], {})[str(where[1])] = value
+
+    def write() -> None:
         results["claims"] = summarize(results, [vars(claim) for claim in table.claims])
         write_json(out / f"table-{name}.json", results)
         write_text(out / f"table-{name}.md", markdown(results))
+
+    if table.times:
+        whole = any("speed-up" in row.paper for row in table.rows)
+        for row in table.rows:
+            results["rows"][row.name]["ms"] = engine.milliseconds(row, whole)
+        write()
+    runs = _by_run(table, engine, results["columns"], scale.seeds)
+    beside = copy.copy(engine)
+    if scale.processes > 1:
+        beside.say = print  # into the log
+    for run, values in in_processes(
+        partial(_scores, beside),
+        runs,
+        scale.processes,
+        logs=engine.work / "logs",
+        title=f"table {name}",
+    ):
+        for (row_name, _, column, seed), value in zip(runs[run], values, strict=True):
+            entry = results["rows"][row_name]
+            if isinstance(value, UserError):
+                if str(value) not in entry["not run"]:
+                    say(f"{row_name}, {column}: not run: {value}")
+                    entry["not run"].append(str(value))
+            elif value is not None:
+                entry["scores"].setdefault(column, {})[str(seed)] = value
+        write()
     if not any(row["scores"] or "ms" in row for row in results["rows"].values()):
         reasons = dict.fromkeys(r for row in results["rows"].values() for r in row["not run"])
         raise UserError(f"Table {name}: no figure could be had. {' '.join(reasons)}")
     return results
 
 
-def _jobs(
+Figure = tuple[str, Row, str, int]
+"""Of the row of that name: what is scored, the column, the seed."""
+
+
+def _by_run(
     table: Table, engine: Engine, columns: list[str], seeds: tuple[int, ...]
-) -> Iterator[tuple[Row, tuple[Any, ...], Callable[[], float | None]]]:
-    """Every figure of a table: its row, where it goes, and what gives it; the quick ones first."""
-    whole = any("speed-up" in row.paper for row in table.rows)
+) -> dict[str, list[Figure]]:
+    """Every score of a table by the pre-training that it needs; each encoder's first one first."""
     rows = {row.name: row for row in table.rows}
-    for row in table.rows if table.times else ():
-        yield row, ("ms",), partial(engine.milliseconds, row, whole)
+    runs: dict[str, list[Figure]] = {}
     for seed in seeds:
         for row in table.rows:
-            base = replace(rows[row.withheld], withheld=row.withheld) if row.withheld else row
-            for column in columns:
-                yield row, (column, seed), partial(engine.score, base, column, seed)
+            scored = replace(rows[row.withheld], withheld=row.withheld) if row.withheld else row
+            folder = engine.runs(scored, seed)
+            run = f"{folder.parent.name}-{folder.name}"
+            runs.setdefault(run, []).extend((row.name, scored, c, seed) for c in columns)
+    return runs
+
+
+def _scores(engine: Engine, figures: list[Figure]) -> list[float | UserError | None]:
+    """Scores of one run, or why there is none."""
+    found: list[float | UserError | None] = []
+    for _, row, column, seed in figures:
+        try:
+            found.append(engine.score(row, column, seed))
+        except UserError as error:
+            found.append(error)
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gridvlp import timing
 from gridvlp.errors import UserError
 from gridvlp.reproduce import TABLES, Claim, Engine, Row, reproduce, scales
 from gridvlp.results import markdown, summarize, verdict
@@ -118,6 +119,7 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
         settings=TINY,
         seeds=(0,),
         images=48,
+        processes=1,
         sizes={"600x1000": "64x96"},
         columns={
             "vqa minival": "vqa test",
@@ -133,13 +135,13 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
         if "Encoder from" in line:  # the first fine-tuning
             raise KeyboardInterrupt
 
-    def run(say):
+    def run(say, **other):
         return reproduce(
             "1",
-            scale,
+            replace(scale, **other),
             work=tmp_path / "work",
             out=tmp_path / "out",
-            weights={"x50-regions": "gone.pth"},
+            weights={"x152-regions": "gone.pth"},
             say=say,
         )
 
@@ -151,7 +153,7 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     for filled in (ours, fresh, withheld):
         assert filled["scores"].keys() == {"vqa test", "nlvr2 test1"}
         assert filled["not run"] == []
-    runs = tmp_path / "work/runs/x50-64x96/seed0"
+    runs = tmp_path / "work/runs/x152-64x96-25grids/seed0"
     metrics = json.loads((runs / "vqa/evaluate-test/metrics.json").read_text())
     assert ours["scores"]["vqa test"] == {"0": metrics["figures"]["accuracy"]}
     assert withheld["scores"]["vqa test"] == {"0": metrics["withheld"]["accuracy"]}
@@ -172,6 +174,15 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
     assert len(before) == 5  # pre-training, and two tasks with and without it, on grids
 
+    both = run(told.append, seeds=(0, 1), processes=2)
+    for name, before_it in results["rows"].items():
+        for column, scores in before_it["scores"].items():
+            found = both["rows"][name]["scores"][column]
+            assert found.keys() == {"0", "1"}
+            assert found["0"] == scores["0"]
+    assert both["rows"]["ours, on regions"]["not run"] == regions["not run"]
+    assert "pretrain" in (tmp_path / "work/logs/x152-64x96-25grids-seed1.log").read_text()
+
 
 def test_the_encoder_of_a_region_row_is_a_c4_detector(tmp_path, monkeypatch):
     asked = []
@@ -190,8 +201,14 @@ def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr("gridvlp.timing.REPEATS", 1)
     engine = Engine(tmp_path, tmp_path, scales("sample"), {}, lambda line: None)
     small = Row("small", backbone="x50", size="64x64")
-    alone, whole = engine.milliseconds(small, False), engine.milliseconds(small, True)
-    assert 0 < alone < whole
+    fusions = []
+    real = timing._fusion
+    monkeypatch.setattr(timing, "_fusion", lambda *about: fusions.append(about) or real(*about))
+    alone = engine.milliseconds(small, False)
+    assert alone > 0
+    assert not fusions
+    assert engine.milliseconds(small, True) > 0
+    assert len(fusions) == 1
     assert engine.milliseconds(small, False) == alone
     assert engine.milliseconds(replace(small, regions=5), False) > 0
     assert json.loads((tmp_path / "times.json").read_text()).keys() == {
