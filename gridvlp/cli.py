@@ -93,34 +93,38 @@ class Command(click.Command):
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         path = Path(given["config"]) if given.get("config") else CONFIG
         if given.get("config") or path.exists():
-            ctx.default_map = self._read_config(path, given.get("task"))
+            sections = self._read_config(path)
+            names, own = _by_option(self), (str(self.name), f"{self.name} {given.get('task')}")
+            ctx.default_map = {
+                names[key]: value for title in own for key, value in sections.get(title, {}).items()
+            }
+            if given.get("config"):
+                ctx.obj = sections
         return super().parse_args(ctx, args)
 
-    def _read_config(self, path: Path, task: str | None) -> dict[str, Any]:
+    def _read_config(self, path: Path) -> dict[str, dict[str, Any]]:
+        """The sections of a file by title, each known to its command."""
         try:
             sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
-        options = {option.opts[0].lstrip("-"): option.name for option in self.params}
-        values: dict[str, Any] = {}
         if not isinstance(sections, dict):
             raise UserError(f"{path} must have a section for each command, as in recipes/.")
-        for title in sections:
+        for title, section in sections.items():
             if title not in known and not TASK_FILE.fullmatch(str(title)):
                 raise UserError(f"{path}: {title!r} is no command.{_near(str(title), known)}")
-        for title in (self.name, f"{self.name} {task}"):
-            section = sections.get(title) or {}
-            if not isinstance(section, dict):
+            if not isinstance(section or {}, dict):
                 raise UserError(f"{path}: section {title!r} must hold `option: value` lines.")
-            for key, value in section.items():
+            command = cli.commands[title.split()[0]]
+            options = _by_option(command)
+            for key in section or {}:
                 if key not in options:
                     raise UserError(
-                        f"{path}: {self.name} has no option {key!r}.{_near(str(key), options)}"
+                        f"{path}: {command.name} has no option {key!r}.{_near(str(key), options)}"
                     )
-                values[str(options[key])] = value
         _note(f"Defaults from {path}.")
-        return values
+        return {str(title): section or {} for title, section in sections.items()}
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the values in force, then run."""
@@ -922,6 +926,13 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 )
 @click.option("--seeds", type=int, show_default="3; full 1", help="Runs of each row.")
 @click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    show_default="the table's",
+    help='A score to fill, "vqa val"; give several times.',
+)
+@click.option(
     "--work",
     type=FOLDER,
     show_default="runs/reproduce-SCALE",
@@ -934,10 +945,14 @@ def reproduce(
     data: Path | None,
     weights: tuple[str, ...],
     seeds: int | None,
+    columns: tuple[str, ...],
     work: Path | None,
     out: Path,
 ) -> None:
-    """Fill TABLE of the paper (1, 2, 3 or sampling), with its figures beside ours."""
+    """Fill TABLE of the paper (1, 2, 3 or sampling), with its figures beside ours.
+
+    The sections that --config has for other commands change the settings of the scale.
+    """
     from gridvlp.reproduce import reproduce as run
     from gridvlp.reproduce import scales
 
@@ -952,6 +967,7 @@ def reproduce(
     scale = scales(label)
     if seeds is not None:
         scale = replace(scale, seeds=tuple(range(seeds)))
+    scale = scale.with_settings(click.get_current_context().obj or {}, _note)
     run(
         table,
         scale,
@@ -960,6 +976,7 @@ def reproduce(
         out=out,
         data=data,
         weights=named,
+        columns=columns,
         say=click.echo,
     )
     click.echo((out / f"table-{table}.md").read_text())
@@ -974,6 +991,11 @@ def _report(run: Path) -> None:
         from gridvlp.report import write_report
 
         click.echo(f"Report: {write_report([run], say=click.echo)}")
+
+
+def _by_option(command: click.Command) -> dict[str, str]:
+    """Parameters' names by those of their options, as files spell them."""
+    return {option.opts[0].lstrip("-"): str(option.name) for option in command.params}
 
 
 def _note(line: str) -> None:

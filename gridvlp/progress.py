@@ -30,7 +30,7 @@ class Tracker:
 
     def __init__(self, title: str, total: int, unit: str, done: int, quiet: bool) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
-        self.note = ""
+        self.note, self._told = "", -1
         quiet = quiet or not FIRST_PROCESS
         self._console = Console(stderr=True, quiet=quiet)
         self._bar: Progress | None = None
@@ -68,10 +68,11 @@ class Tracker:
         """Take the bar down; in a log, say how it went."""
         if self._bar is not None:
             self._bar.stop()
-        elif complete:
+        elif complete and self._told != self.done:
             self._line()
 
     def _line(self) -> None:
+        self._told = self.done
         seconds = time.monotonic() - self._start
         rate = (self.done - self._first) / seconds if seconds else 0.0
         left = (self.total - self.done) / rate if rate else None

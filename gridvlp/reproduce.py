@@ -153,6 +153,30 @@ TABLES = {
 # --- the scales ------------------------------------------------------------------------------
 
 
+def _fields(*options: type[Any], less: str, more: str = "") -> set[str]:
+    return {f.name for one in options for f in fields(one)} - set(less.split()) | set(more.split())
+
+
+# Each command's settings that a scale or a file may choose; the rest the rows decide.
+CHOSEN = {
+    "train-extractor": _fields(
+        TrainExtractorOptions,
+        less="visual_genome annotations valid_annotations photos run backbone width regions",
+    ),
+    "extract": _fields(
+        ExtractOptions,
+        less="images out weights backbone width size regions num_shards shard",
+    ),
+    "pretrain": _fields(
+        PreTrainingOptions, TrainingSettings, less="features data run grids training seed"
+    ),
+    "finetune": _fields(
+        TrainingSettings, less="seed", more="train_splits valid_split answers head loss"
+    ),
+}
+RENAMED = {"source": "sources", "train_split": "train_splits"}  # options of fields
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large everything is.
@@ -177,6 +201,28 @@ class Scale:
     columns: dict[str, str] = field(default_factory=dict)
     images: int = 0
     processes: int = 1
+
+    def with_settings(
+        self, sections: dict[str, dict[str, Any]], say: Callable[[str], object]
+    ) -> Scale:
+        """This scale with a settings file's values; ``say`` is told of those left out."""
+        settings = {title: dict(section) for title, section in self.settings.items()}
+        for title, section in sections.items():
+            chosen = CHOSEN.get(title.split()[0])
+            if chosen is None:
+                continue
+            for option, value in section.items():
+                if _field(option) in chosen:
+                    settings.setdefault(title, {})[option] = value
+                    settings.get(f"{title} regions", {}).pop(option, None)
+                else:
+                    say(f"Left out: {title}'s {option}, which the table's rows decide.")
+        return replace(self, settings=settings)
+
+
+def _field(option: str) -> str:
+    name = option.replace("-", "_")
+    return RENAMED.get(name, name)
 
 
 def scales(name: str) -> Scale:
@@ -254,11 +300,11 @@ class Engine:
         pretrained = self.runs(row, seed) / "pretrain"
         self.pretrain(row, store, pretrained, seed)
         section = {**self.section("finetune"), **self.section(f"finetune {task}")}
-        own = {k: section[k] for k in ("train_splits", "valid_split") if k in section}
+        training, own = _apart(section)
         options = FineTuningOptions(
             task,
             (store,),
-            replace(FINE_TUNING[task], **training_of(section), seed=seed),
+            replace(FINE_TUNING[task], **training, seed=seed),
             data=self.data,
             run=pretrained.with_name(f"{task}{'-fresh' if row.fresh else ''}"),
             init=pretrained,
@@ -282,14 +328,9 @@ class Engine:
         """Pre-train on a store, unless that is done."""
         from gridvlp.train.pretraining import pretrain
 
-        section = self.section("pretrain")
-        known = {f.name for f in fields(PreTrainingOptions)} - {"training", "features", "grids"}
-        options = PreTrainingOptions(
-            features=(store,),
-            **{**{k: v for k, v in section.items() if k in known}, "data": self.data, "run": run},
-        )
-        training = replace(options.training, **training_of(section), seed=seed)
-        options = replace(options, grids=self.grids(row.grids), training=training)
+        training, own = _apart(self.section("pretrain"))
+        options = PreTrainingOptions((store,), self.data, run, grids=self.grids(row.grids), **own)
+        options = replace(options, training=replace(options.training, **training, seed=seed))
         self._once(run, partial(pretrain, options, self.say))
 
     def store(self, row: Row) -> Path:
@@ -301,10 +342,16 @@ class Engine:
         images = tuple(f for name in PHOTO_FOLDERS if (f := self.data / name).is_dir())
         if not images:
             raise UserError(f"There are no photos in {self.data}: docs/data.md says where they go.")
-        own: dict[str, Any] = {"backbone": row.backbone, "width": self.scale.width}
-        if row.regions is not None:
-            own["regions"] = self.grids(row.regions)
-        options = ExtractOptions(images, path, weights=encoder, size=self.size(row), **own)
+        options = ExtractOptions(
+            images,
+            path,
+            weights=encoder,
+            backbone=row.backbone,
+            width=self.scale.width,
+            size=self.size(row),
+            regions=None if row.regions is None else self.grids(row.regions),
+            **self.section("extract"),
+        )
 
         def run() -> None:
             for line in extract(options, self.say).lines():
@@ -319,16 +366,18 @@ class Engine:
 
         if self.kind(row) in self.weights:
             return self.weights[self.kind(row)]
-        regions = row.regions is not None
         section = self.section("train-extractor")
-        if regions:
+        if row.regions is not None:
             section |= self.section("train-extractor regions")
-        known = {f.name for f in fields(TrainExtractorOptions)}
-        section = {k: v for k, v in section.items() if k in known}
-        section |= {"backbone": row.backbone, "width": self.scale.width, "regions": regions}
         run = self.work / "encoders" / self.kind(row)
-        section |= {"visual_genome": self.data / "vg", "run": run}
-        options = TrainExtractorOptions(**section)
+        options = TrainExtractorOptions(
+            self.data / "vg",
+            run=run,
+            backbone=row.backbone,
+            width=self.scale.width,
+            regions=row.regions is not None,
+            **section,
+        )
         self._once(run, partial(train_extractor, options, self.say))
         return str(run)
 
@@ -374,16 +423,22 @@ class Engine:
         return self.work / "stores" / f"{self.kind(row)}-{self.size(row)}.zarr"
 
     def section(self, name: str) -> dict[str, Any]:
-        """A command's settings by the names of option fields."""
-        renamed = {"source": "sources", "train_split": "train_splits"}
-        named = {k.replace("-", "_"): v for k, v in self.scale.settings.get(name, {}).items()}
-        return {renamed.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in named.items()}
+        """A command's settings by the names of option fields; what rows decide is left out."""
+        settings = self.scale.settings.get(name, {})
+        return {
+            f: tuple(value) if isinstance(value, list) else value
+            for option, value in settings.items()
+            if (f := _field(option)) in CHOSEN[name.split()[0]]
+        }
 
 
-def training_of(section: dict[str, Any]) -> dict[str, Any]:
-    """Those of a command's settings that are TrainingSettings."""
+def _apart(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of a section that are TrainingSettings, and the others."""
     known = {f.name for f in fields(TrainingSettings)}
-    return {name: value for name, value in section.items() if name in known}
+    return (
+        {k: v for k, v in section.items() if k in known},
+        {k: v for k, v in section.items() if k not in known},
+    )
 
 
 # --- results ---------------------------------------------------------------------------------
@@ -398,6 +453,7 @@ def reproduce(
     out: Path = Path("results"),
     data: Path | None = None,
     weights: dict[str, str] | None = None,
+    columns: tuple[str, ...] = (),
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Fill a table of the paper, writing OUT/table-NAME.json and .md after every run.
@@ -410,6 +466,7 @@ def reproduce(
         out: where the results go.
         data: official data; None makes the sample world.
         weights: checkpoints by encoder, in place of training.
+        columns: scores, "vqa val"; none: the table's.
         say: called with lines for the person at the keyboard.
 
     Returns:
@@ -424,8 +481,11 @@ def reproduce(
         raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
     table = TABLES[name]
     engine = Engine(Path(work), data, scale, weights or {}, say)
+    for column in columns:
+        if len(column.split()) != 2 or column.split()[0] not in FINE_TUNING:
+            raise UserError(f"--column {column!r}: give a task and a split, as in 'vqa val'.")
     stands_for = scale.columns if data is None else {}  # official data have the paper's splits
-    columns = {c: stands_for.get(c, c) for c in table.columns}
+    columns = columns or tuple(stands_for.get(c, c) for c in table.columns)
     results: dict[str, Any] = {
         "table": name,
         "title": table.title,
@@ -435,7 +495,7 @@ def reproduce(
         "environment": {**environment(), "processes": scale.processes},
         "seeds": list(scale.seeds),
         "times": TIMES if table.times else None,
-        "columns": list(dict.fromkeys(c for c in columns.values() if c)),
+        "columns": list(dict.fromkeys(c for c in columns if c)),
         "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
     }
     out = Path(out)

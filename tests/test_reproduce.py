@@ -83,6 +83,34 @@ def test_full_and_sample_scales():
         reproduce("4", scales("sample"))
 
 
+def test_a_file_changes_the_settings_of_commands_and_hears_of_what_rows_decide():
+    told = []
+    file = {
+        "reproduce": {"seeds": 1},
+        "train-extractor": {"iterations": 7, "backbone": "x50"},
+        "pretrain": {"grids": "all", "source": ["vqa"]},
+        "finetune vqa": {"train-split": ["train"], "valid-split": "val"},
+    }
+    before = scales("sample")
+    after = before.with_settings(file, told.append)
+    assert told == [
+        "Left out: train-extractor's backbone, which the table's rows decide.",
+        "Left out: pretrain's grids, which the table's rows decide.",
+    ]
+    engine = Engine(Path("nowhere"), Path("nowhere"), after, {}, print)
+    assert engine.section("train-extractor")["iterations"] == 7
+    assert "iterations" not in engine.section("train-extractor regions")
+    assert engine.section("pretrain")["sources"] == ("vqa",)
+    assert engine.section("finetune vqa") == {"train_splits": ("train",), "valid_split": "val"}
+    assert before == scales("sample")
+
+
+@pytest.mark.parametrize("column", ["vqa", "vqa val test", "snli dev"])
+def test_a_column_is_a_task_and_a_split(column):
+    with pytest.raises(UserError, match="give a task and a split, as in 'vqa val'"):
+        reproduce("1", scales("sample"), columns=(column,))
+
+
 TINY = {
     "train-extractor": {
         "size": "64x96",
