@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from gridvlp.errors import UserError
-from gridvlp.extract.backbone import PROPOSALS
 from gridvlp.extract.encoder import STRIDE, FrozenEncoder, Weights, read_weights
 from gridvlp.extract.photos import BadPhoto, Photo, find_photos, read_photo
 from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
@@ -157,7 +156,7 @@ def describe(weights: Weights, encoder: Encoder, size: str) -> dict[str, Any]:
         about["layer"] = "res5 on 14 x 14 RoIAlign of res4, mean"
         about["regions"] = {
             "most": encoder.count,
-            "proposals": PROPOSALS,
+            "proposals": encoder.proposals,
             "boxes": "proposals",
             "nms": NMS_THRESHOLD,
         }

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from gridvlp.errors import UserError
-from gridvlp.extract.backbone import c4_config, load_strictly
+from gridvlp.extract.backbone import PROPOSALS, c4_config, load_strictly
 from gridvlp.extract.encoder import Pixels, Weights, choose_device, choose_precision, fold_norms
 
 NMS_THRESHOLD = 0.5
+FOR_EACH = 4  # proposals, of the most regions: describing them is nearly all of the work
 BOXES_AT_ONCE = 50  # 14 x 14 x 1024 float32 each
 # of a side, in pixels, by how many anchors the RPN has at a place (three ratios of sides each)
 ANCHOR_SIZES = {15: [32, 64, 128, 256, 512], 12: [64, 128, 256, 512]}
@@ -37,7 +38,7 @@ class RegionEncoder(nn.Module):
 
     Args:
         weights: of the whole detector, by Detectron2's key names.
-        count: the most regions of a photo.
+        count: the most regions of a photo; the best of four times as many proposals, at most 300.
         precision: as for ``FrozenEncoder``.
 
     Raises:
@@ -49,9 +50,12 @@ class RegionEncoder(nn.Module):
         self.device = choose_device()
         self.dtype = choose_precision(precision, self.device)
         self.channels, self.count = weights.architecture.channels, count
+        self.proposals = min(PROPOSALS, FOR_EACH * count)
         self.pixels = Pixels(weights.architecture)
         state = {k: v for k, v in weights.state.items() if not k.startswith(UNUSED)}
-        self.model: Any = build_model(_config_of(state, weights))
+        cfg = _config_of(state, weights)
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = self.proposals
+        self.model: Any = build_model(cfg)
         load_strictly(self.model, state, weights.name)
         fold_norms(self.model)
         self.requires_grad_(False).eval()

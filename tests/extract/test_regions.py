@@ -67,10 +67,12 @@ def test_choice_is_bottom_up_attentions(count: int) -> None:
     assert 1 <= len(found) <= count
 
 
-def test_float32_equals_detectron2(weights: Weights) -> None:
+@pytest.mark.parametrize(("count", "proposed"), [(20, 80), (100, 300)])
+def test_float32_equals_detectron2(weights: Weights, count: int, proposed: int) -> None:
     """Proposals, features and scores by Detectron2's own modules, norms not folded."""
     cfg = c4_config(weights.architecture, 1600)
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = proposed
     model: Any = build_model(cfg).eval()
     model.load_state_dict(weights.state)
     photo = pixels(96, 128)
@@ -82,14 +84,14 @@ def test_float32_equals_detectron2(weights: Weights) -> None:
         pooled = model.roi_heads._shared_roi_transform([maps["res4"]], [Boxes(boxes_R4)])
         features_RC = pooled.mean(dim=[2, 3])
         scores_RK = model.roi_heads.box_predictor(features_RC)[0].softmax(1)[:, :-1]
-    chosen = slow_choice(boxes_R4, scores_RK, 20)
-    found = RegionEncoder(weights, 20, "float32")(photo[None])[0]
+    chosen = slow_choice(boxes_R4, scores_RK, count)
+    found = RegionEncoder(weights, count, "float32")(photo[None])[0]
     places = [place for place, _ in chosen]
     assert found["classes_N"].tolist() == [category for _, category in chosen]
     sides = torch.tensor([128.0, 96, 128, 96])
     assert torch.allclose(found["boxes_N4"], boxes_R4[places] / sides, atol=1e-4)
     expected_CN = features_RC[places].T
-    assert found["grid_map"].shape == (256, 1, 20)
+    assert found["grid_map"].shape == (256, 1, count)
     assert (found["grid_map"][:, 0] - expected_CN).norm() / expected_CN.norm() < 1e-4
     scores = torch.stack([scores_RK[place, category] for place, category in chosen])
     assert torch.allclose(found["scores_N"], scores, rtol=1e-3)
