@@ -93,8 +93,9 @@ class Command(click.Command):
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         path = Path(given["config"]) if given.get("config") else CONFIG
         if given.get("config") or path.exists():
-            sections = self._read_config(path)
-            names, own = _by_option(self), (str(self.name), f"{self.name} {given.get('task')}")
+            sections = self._read_config(path, ctx)
+            names = {o.opts[0].lstrip("-"): str(o.name) for o in self.params}
+            own = (str(self.name), f"{self.name} {given.get('task')}")
             ctx.default_map = {
                 names[key]: value for title in own for key, value in sections.get(title, {}).items()
             }
@@ -102,13 +103,14 @@ class Command(click.Command):
                 ctx.obj = sections
         return super().parse_args(ctx, args)
 
-    def _read_config(self, path: Path) -> dict[str, dict[str, Any]]:
-        """The sections of a file by title, each known to its command."""
+    def _read_config(self, path: Path, ctx: click.Context) -> dict[str, dict[str, Any]]:
+        """The sections of a file by title, their values checked by their command's options."""
         try:
             sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
+        read: dict[str, dict[str, Any]] = {}
         if not isinstance(sections, dict):
             raise UserError(f"{path} must have a section for each command, as in recipes/.")
         for title, section in sections.items():
@@ -117,14 +119,21 @@ class Command(click.Command):
             if not isinstance(section or {}, dict):
                 raise UserError(f"{path}: section {title!r} must hold `option: value` lines.")
             command = cli.commands[title.split()[0]]
-            options = _by_option(command)
-            for key in section or {}:
+            options = {o.opts[0].lstrip("-"): o for o in command.params}
+            read[str(title)] = {}
+            for key, value in (section or {}).items():
                 if key not in options:
                     raise UserError(
                         f"{path}: {command.name} has no option {key!r}.{_near(str(key), options)}"
                     )
+                if options[key].multiple and isinstance(value, str):
+                    value = [value]
+                try:
+                    read[title][key] = options[key].type_cast_value(ctx, value)
+                except click.BadParameter as error:
+                    raise UserError(f"{path}: {title}: {error.format_message()}") from error
         _note(f"Defaults from {path}.")
-        return {str(title): section or {} for title, section in sections.items()}
+        return read
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the values in force, then run."""
@@ -961,6 +970,11 @@ def reproduce(
         encoder, equals, path = pair.partition("=")
         if not (encoder and equals and path):
             raise UserError(f"--weights {pair}: give ENCODER=CHECKPOINT, as x152=X-152.pth.")
+        if encoder.removesuffix("-regions") not in BACKBONES:
+            raise UserError(
+                f"--weights {pair}: there is no encoder {encoder!r}; there are "
+                f"{', '.join(BACKBONES)}, and each with -regions."
+            )
         named[encoder] = path
     if seeds is not None and seeds <= 0:
         raise UserError("--seeds must be above 0.")
@@ -991,11 +1005,6 @@ def _report(run: Path) -> None:
         from gridvlp.report import write_report
 
         click.echo(f"Report: {write_report([run], say=click.echo)}")
-
-
-def _by_option(command: click.Command) -> dict[str, str]:
-    """Parameters' names by those of their options, as files spell them."""
-    return {option.opts[0].lstrip("-"): str(option.name) for option in command.params}
 
 
 def _note(line: str) -> None:

@@ -76,13 +76,13 @@ def in_processes(
 def _begin(threads: int, stopping: Any) -> None:
     """Prepare a worker."""
     global _stopping
-    import torch
-
-    _stopping = stopping
-    torch.set_num_threads(threads)
     os.setpgrp()  # a terminal's Ctrl-C would come beside the one that the parent passes on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _stopping = stopping
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch  # it takes seconds
+
+    torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
@@ -93,13 +93,14 @@ def _end_with_parent() -> None:
 
 
 def _logged(work: Callable[[J], R], job: J, log: Path) -> R:
-    if _stopping.is_set():  # it was queued too near to be called back
-        raise KeyboardInterrupt
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _stopping.is_set():  # queued too near to be called back, or before the line above
+            raise KeyboardInterrupt
         return work(job)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

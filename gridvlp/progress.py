@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LOG_SECONDS = 15.0
+CONSOLE = Console(stderr=True)  # one, so that a bar within a bar is drawn below it
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one that speaks (torchrun sets RANK)
 
 
@@ -32,7 +33,7 @@ class Tracker:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.note, self._told = "", -1
         quiet = quiet or not FIRST_PROCESS
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(quiet=True) if quiet else CONSOLE
         self._bar: Progress | None = None
         self._first, self._start, self._logged = done, time.monotonic(), time.monotonic()
         if self._console.is_terminal and not quiet:
@@ -96,7 +97,7 @@ def track(
 
 
 def _rate(per_second: float, unit: str) -> str:
-    if 0 < per_second < 0.01:
+    if 0 < per_second < 0.05:
         return f"{3600 * per_second:,.1f} {unit}/h"
     return f"{per_second:,.1f} {unit}/s"
 

@@ -206,17 +206,24 @@ class Scale:
         self, sections: dict[str, dict[str, Any]], say: Callable[[str], object]
     ) -> Scale:
         """This scale with a settings file's values; ``say`` is told of those left out."""
-        settings = {title: dict(section) for title, section in self.settings.items()}
+        settings = {
+            title: {
+                option: value
+                for option, value in section.items()
+                # what the file says of a command holds for each of its tasks
+                if option not in sections.get(title.split()[0], {})
+            }
+            for title, section in self.settings.items()
+        }
         for title, section in sections.items():
-            chosen = CHOSEN.get(title.split()[0])
-            if chosen is None:
+            if title == "reproduce":
                 continue
+            chosen = CHOSEN.get(title.split()[0], set())
             for option, value in section.items():
                 if _field(option) in chosen:
                     settings.setdefault(title, {})[option] = value
-                    settings.get(f"{title} regions", {}).pop(option, None)
                 else:
-                    say(f"Left out: {title}'s {option}, which the table's rows decide.")
+                    say(f"Left out: {title}'s {option}, which a table decides itself.")
         return replace(self, settings=settings)
 
 
@@ -301,21 +308,25 @@ class Engine:
         self.pretrain(row, store, pretrained, seed)
         section = {**self.section("finetune"), **self.section(f"finetune {task}")}
         training, own = _apart(section)
+        run = pretrained.with_name(f"{task}{'-fresh' if row.fresh else ''}")
         options = FineTuningOptions(
             task,
             (store,),
             replace(FINE_TUNING[task], **training, seed=seed),
             data=self.data,
-            run=pretrained.with_name(f"{task}{'-fresh' if row.fresh else ''}"),
+            run=run,
             init=pretrained,
             fresh=row.fresh,
             **own,
         )
-        assert options.run is not None
-        self._once(options.run, partial(finetune, options, self.say))
-        path = options.run / f"evaluate-{split}" / "metrics.json"
-        if not path.is_file():  # the last that is written
-            evaluate(task, split, run=options.run, withheld=True, say=self.say)
+        self._once(run, partial(finetune, options, self.say))
+        path = run / f"evaluate-{split}" / "metrics.json"
+
+        def score() -> None:
+            if not path.is_file():  # the last that is written
+                evaluate(task, split, run=run, withheld=True, say=self.say)
+
+        self._once(path.parent, score)
         figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
         return None if figures is None else float(figures["accuracy"])
 
@@ -402,7 +413,11 @@ class Engine:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say(f"Waiting for another process, which is at {path}.")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             work()
         self._done.add(path)
 
@@ -476,14 +491,19 @@ def reproduce(
         UserError: there is no such table, or none of its figures could be had.
     """
     from gridvlp.run_folder import environment, write_json, write_text
+    from gridvlp.train.tasks import get_task
 
     if name not in TABLES:
         raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
-    table = TABLES[name]
-    engine = Engine(Path(work), data, scale, weights or {}, say)
+    table, given = TABLES[name], weights or {}
     for column in columns:
-        if len(column.split()) != 2 or column.split()[0] not in FINE_TUNING:
+        task, _, split = column.partition(" ")
+        if task not in FINE_TUNING or not split:
             raise UserError(f"--column {column!r}: give a task and a split, as in 'vqa val'.")
+        get_task(task).split_name(split)
+    engine = Engine(Path(work), data, scale, given, say)
+    if left := given.keys() - {engine.kind(row) for row in table.rows}:
+        say(f"Table {name} has no use for weights of {', '.join(sorted(left))}.")
     stands_for = scale.columns if data is None else {}  # official data have the paper's splits
     columns = columns or tuple(stands_for.get(c, c) for c in table.columns)
     results: dict[str, Any] = {
@@ -492,8 +512,11 @@ def reproduce(
         "scale": label,
         "data": "generated sample world" if data is None else str(data),
         "date": date.today().isoformat(),
-        "environment": {**environment(), "processes": scale.processes},
+        "environment": environment(),
+        "processes": scale.processes,  # which share the threads
         "seeds": list(scale.seeds),
+        "weights": given,
+        "settings": scale.settings,
         "times": TIMES if table.times else None,
         "columns": list(dict.fromkeys(c for c in columns if c)),
         "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
@@ -510,7 +533,6 @@ def reproduce(
         whole = any("speed-up" in row.paper for row in table.rows)
         for row in table.rows:
             results["rows"][row.name]["ms"] = engine.milliseconds(row, whole)
-        write()
     runs = _by_run(table, engine, results["columns"], scale.seeds)
     beside = copy.copy(engine)
     if scale.processes > 1:

@@ -70,6 +70,11 @@ def markdown(results: dict[str, Any]) -> str:
         f"data: {results['data']}, seeds {', '.join(map(str, results['seeds']))}. Scores in "
         "percent, mean ± standard deviation over the seeds that have run."
     )
+    if results["weights"]:
+        given = ", ".join(f"{name} = {path}" for name, path in results["weights"].items())
+        about += f" Encoders not trained here: {given}."
+    if results["environment"]["commit"]:
+        about += f" Commit {results['environment']['commit'][:7]}."
     lines = [
         f"# Table {results['table']}: {results['title']}",
         "",

@@ -30,10 +30,11 @@ def die(number):
 
 def until_interrupted(folder, number):
     """Leaves a file when begun and another when interrupted."""
-    (folder / f"begun-{number}").touch()
     try:
+        (folder / f"begun-{number}").touch()
         time.sleep(60)
     except KeyboardInterrupt:
+        time.sleep(0.5)  # in which another one would come
         (folder / f"interrupted-{number}").touch()
         raise
 

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from gridvlp import timing
+from gridvlp.cli import cli
 from gridvlp.errors import UserError
 from gridvlp.reproduce import TABLES, Claim, Engine, Row, reproduce, scales
 from gridvlp.results import markdown, summarize, verdict
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper"
 
 
@@ -87,28 +90,104 @@ def test_a_file_changes_the_settings_of_commands_and_hears_of_what_rows_decide()
     told = []
     file = {
         "reproduce": {"seeds": 1},
+        "evaluate": {"batch-size": 4},
         "train-extractor": {"iterations": 7, "backbone": "x50"},
         "pretrain": {"grids": "all", "source": ["vqa"]},
+        "finetune": {"epochs": 2},
         "finetune vqa": {"train-split": ["train"], "valid-split": "val"},
     }
     before = scales("sample")
     after = before.with_settings(file, told.append)
     assert told == [
-        "Left out: train-extractor's backbone, which the table's rows decide.",
-        "Left out: pretrain's grids, which the table's rows decide.",
+        "Left out: evaluate's batch-size, which a table decides itself.",
+        "Left out: train-extractor's backbone, which a table decides itself.",
+        "Left out: pretrain's grids, which a table decides itself.",
     ]
     engine = Engine(Path("nowhere"), Path("nowhere"), after, {}, print)
     assert engine.section("train-extractor")["iterations"] == 7
     assert "iterations" not in engine.section("train-extractor regions")
     assert engine.section("pretrain")["sources"] == ("vqa",)
     assert engine.section("finetune vqa") == {"train_splits": ("train",), "valid_split": "val"}
+    assert engine.section("finetune")["epochs"] == 2
+    assert "epochs" in before.settings["finetune nlvr2"]  # and gives way to the file's
+    assert "epochs" not in engine.section("finetune nlvr2")
     assert before == scales("sample")
 
 
-@pytest.mark.parametrize("column", ["vqa", "vqa val test", "snli dev"])
-def test_a_column_is_a_task_and_a_split(column):
-    with pytest.raises(UserError, match="give a task and a split, as in 'vqa val'"):
-        reproduce("1", scales("sample"), columns=(column,))
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        *((c, "give a task and a split, as in 'vqa val'") for c in ("vqa", "snli dev")),
+        ("nlvr2 dve", "nlvr2 has no split 'dve'; it has"),
+    ],
+)
+def test_a_column_is_a_task_and_a_split(tmp_path, column, told):
+    with pytest.raises(UserError, match=told):
+        reproduce("1", scales("sample"), columns=(column,), work=tmp_path / "work")
+    assert not (tmp_path / "work").exists()  # nothing was begun
+
+
+def tried(monkeypatch, *arguments):
+    """What the command line asks of ``reproduce``."""
+    asked = {}
+
+    def stand_in(table, scale, **rest):
+        asked.update(rest, table=table, scale=scale)
+        rest["out"].mkdir(parents=True)
+        (rest["out"] / f"table-{table}.md").write_text("a table")
+
+    monkeypatch.setattr("gridvlp.reproduce.reproduce", stand_in)
+    result = CliRunner().invoke(cli, ["reproduce", *arguments], catch_exceptions=True)
+    return asked, result
+
+
+def test_the_recipe_of_a_trial_is_heard(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked, result = tried(monkeypatch, "2", "--config", str(RECIPES / "trial.yaml"))
+    assert result.exit_code == 0
+    assert "Left out" not in result.stderr
+    assert asked["columns"] == ("vqa val", "nlvr2 test1", "gqa train")
+    assert asked["weights"].keys() == {"x50", "x101", "x152", "x152-regions"}
+    assert (asked["work"], asked["out"]) == (Path("runs/trial"), Path("results/trial"))
+    assert asked["scale"].seeds == (0,)
+    engine = Engine(tmp_path, tmp_path, asked["scale"], {}, print)
+    for task, splits in (("vqa", ("train",)), ("nlvr2", ("dev",)), ("gqa", ("train",))):
+        section = {**engine.section("finetune"), **engine.section(f"finetune {task}")}
+        assert section["epochs"] == 2
+        assert section["train_splits"] == splits
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pretrain: {learning-rate: fast}", "pretrain: Invalid value for '--learning-rate'"),
+        ("pretrain: {precision: flaot32}", "'flaot32' is not one of"),
+        ("finetune vqa: {epochs: few}", "finetune vqa: Invalid value for '--epochs'"),
+        ("evaluate: {splitt: val}", "evaluate has no option 'splitt'. Did you mean split?"),
+    ],
+)
+def test_the_sections_of_other_commands_are_checked(tmp_path, monkeypatch, text, told):
+    (tmp_path / "own.yaml").write_text(text)
+    asked, result = tried(monkeypatch, "1", "--config", str(tmp_path / "own.yaml"))
+    assert not asked
+    assert isinstance(result.exception, UserError)
+    assert told in str(result.exception)
+
+
+def test_values_of_a_file_have_their_options_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "pretrain: {learning-rate: 5e-4, source: vqa}"  # text to YAML, and not a list
+    (tmp_path / "own.yaml").write_text(text)
+    asked, _ = tried(monkeypatch, "1", "--config", "own.yaml")
+    settings = asked["scale"].settings["pretrain"]
+    assert settings["learning-rate"] == 0.0005
+    assert tuple(settings["source"]) == ("vqa",)
+
+
+def test_weights_are_of_encoders_that_exist(monkeypatch):
+    asked, result = tried(monkeypatch, "1", "--weights", "x125=X.pth")
+    assert not asked
+    assert "there is no encoder 'x125'; there are x50, x101, x152" in str(result.exception)
 
 
 TINY = {
@@ -260,6 +339,8 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
         "rows": rows,
         "times": None,
         "claims": [],
+        "weights": {"x50": "mine.pth"},
+        "environment": {"commit": None},
     }
     summarize(results, [])
     page = markdown(results)
@@ -267,3 +348,4 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
     assert "| x50 | 5.0 | 74.50 ± 0.71 | 106 | 74.34 |" in page
     assert "| x101 | – | – | 153 | 75.18 |" in page
     assert "- x101: gone" in page
+    assert "Encoders not trained here: x50 = mine.pth." in page

@@ -87,8 +87,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         notes.append(f"{path.name}: {len(heads)} tensors of {what} left aside.")
     if torchvision:
         architecture = replace(architecture, **TORCHVISION_PIXELS)
-    elif caffe2 and architecture.backbone != "r50":  # MSRA's R-50 has its std within its weights
-        architecture = replace(architecture, pixel_std=STD_BGR)
+    elif caffe2 and architecture.backbone != "r50":
+        # Detectron's files, whose norms are fused, have the std within conv1, as MSRA's R-50 has;
+        # Detectron2's, with whole norms, have not.
+        whole = any(key.endswith("norm.running_var") for key in backbone)
+        architecture = replace(architecture, pixel_std=STD_BGR if whole else (1.0, 1.0, 1.0))
     elif "pixel_mean" in heads and "pixel_std" in heads:
         mean, std = (tuple(heads[f"pixel_{name}"].flatten().tolist()) for name in ("mean", "std"))
         architecture = replace(architecture, pixel_mean=mean, pixel_std=std)

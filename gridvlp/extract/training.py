@@ -344,7 +344,10 @@ class _Training:
         return stops > 0
 
     def _measure(self) -> dict[str, float]:
-        figures = evaluate(self.model, self.valid, self.options, self.batches.bad.__setitem__)
+        with track("held out", len(self.valid), "photos", quiet=not self.run.writer) as bar:
+            figures = evaluate(
+                self.model, self.valid, self.options, self.batches.bad.__setitem__, bar.advance
+            )
         self.run.log(self.step, figures)
         return figures
 

@@ -138,8 +138,8 @@ def test_how_pixels_are_prepared_is_told_or_said_to_be_assumed(
         assert any("does not say" in note for note in found.notes) == assumed
 
 
-def caffe2(backbone: str, width: float = 0.25) -> dict[str, np.ndarray]:
-    """An ImageNet model as Detectron2's zoo has it: names of Caffe2, norms multiplied in."""
+def caffe2(backbone: str, width: float = 0.25, whole: bool = False) -> dict[str, np.ndarray]:
+    """An ImageNet model by Caffe2's names; norms fused, as Detectron's, or whole (Detectron2)."""
     rng = np.random.default_rng(0)
     branches = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
     shapes = {"conv1": (round(64 * width), 3, 7, 7)}
@@ -151,6 +151,9 @@ def caffe2(backbone: str, width: float = 0.25) -> dict[str, np.ndarray]:
         held[f"{name}_w"] = rng.normal(0, 0.1, shape).astype(np.float32)
         held[f"{norm}_s"] = rng.normal(1, 0.1, shape[:1]).astype(np.float32)
         held[f"{norm}_b"] = rng.normal(0, 0.1, shape[:1]).astype(np.float32)
+        if whole:
+            held[f"{norm}_rm"] = rng.normal(0, 0.1, shape[:1]).astype(np.float32)
+            held[f"{norm}_riv"] = rng.uniform(0.5, 2, shape[:1]).astype(np.float32)
     held["conv1_b"] = np.zeros(shapes["conv1"][0], np.float32)
     held["fc1000_w"], held["fc1000_b"] = np.zeros((10, 4), np.float32), np.zeros(10, np.float32)
     held["conv1_w_momentum"] = held["conv1_w"]
@@ -158,16 +161,17 @@ def caffe2(backbone: str, width: float = 0.25) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("backbone", ["r50", "x101", "x152"])
-@pytest.mark.parametrize("form", ["plain", "blobs", "protocol 2"])
+@pytest.mark.parametrize("form", ["plain", "blobs", "protocol 2", "whole norms"])
 def test_imagenet_pickles(tmp_path: Path, backbone: str, form: str) -> None:
-    held = caffe2(backbone)
+    held = caffe2(backbone, whole=form == "whole norms")
     path = tmp_path / "X.pkl"
     whole = {"blobs": held} if form == "blobs" else held
     path.write_bytes(pickle.dumps(whole, protocol=2 if form == "protocol 2" else 4))
     weights = read_weights(str(path))
     expected = new_architecture(backbone, 0.25)
-    if backbone != "r50":
-        expected = replace(expected, pixel_std=STD_BGR)
+    if backbone != "r50":  # which is MSRA's in either form
+        std = STD_BGR if form == "whole norms" else (1.0, 1.0, 1.0)
+        expected = replace(expected, pixel_std=std)
     assert weights.architecture == expected
     assert torch.equal(
         weights.state["res4.2.conv2.weight"], torch.from_numpy(held["res4_2_branch2b_w"])
