@@ -24,6 +24,7 @@ from gridvlp.extract.photos import BadPhoto, Photo, find_photos, read_photo
 from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.settings import ExtractOptions, parse_size
 from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.extract.visual_genome import coco_keys
 from gridvlp.progress import track
 from gridvlp.run_folder import versions, write_text
 from gridvlp.store import StoreWriter, canonical_key
@@ -42,6 +43,7 @@ class ExtractReport:
     found: int = 0
     written: int = 0
     already_there: int = 0
+    twins: int = 0  # photos of Visual Genome left out, because they are given as COCO's
     few: int = 0  # photos with fewer regions than asked for
     part: tuple[int, int] | None = None
     regions: int | None = None
@@ -62,6 +64,11 @@ class ExtractReport:
             told.append(f"  skipped {count:,}: {reason}")
         if self.skipped:
             told.append(f"  each is listed in {skipped_file(self.store, self.part)}")
+        if self.twins:
+            told.append(
+                f"{self.twins:,} photos of Visual Genome left out: they are given as COCO's, and a "
+                "map serves both."
+            )
         if self.few:
             told.append(f"{self.few:,} photos have fewer than {self.regions} regions.")
         if self.statistics.figures:
@@ -194,9 +201,14 @@ def _open(options: ExtractOptions, channels: int, size: str, about: dict[str, An
 def _select(photos: list[Path], writer: StoreWriter, report: ExtractReport) -> list[Path]:
     """The photos of this part that are not in the store, one for each key."""
     first: dict[str, Path] = {}
+    given = {canonical_key(path.stem) for path in photos}
+    twins = coco_keys(photos)
     for path in photos:
         key = canonical_key(path.stem)
         if report.part and not _belongs(key, *report.part):
+            continue
+        if twins.get(path) in given:
+            report.twins += 1
             continue
         report.found += 1
         if key in first:

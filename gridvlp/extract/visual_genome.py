@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,41 @@ def read_visual_genome(
     choice = [vars(given)] if given else [objects, attributes]
     files = [folder / name for name in FILES]
     return cached_annotations("Visual Genome", files, choice, read, lambda n: _photos(folder, n))
+
+
+def coco_keys(photos: Iterable[Path]) -> dict[Path, str]:
+    """COCO's key of each photo of Visual Genome that is COCO's, too.
+
+    By the image_data.json beside the folders VG_100K and VG_100K_2, where it is; half of the
+    release are COCO's photos under other names, and a map of either serves both.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    releases: dict[Path, dict[str, str]] = {}
+    found = {}
+    for path in photos:
+        if path.parent.name not in FOLDERS:
+            continue
+        release = path.parent.parent
+        if release not in releases:
+            releases[release] = _coco_keys(release / FILES[0])
+        if path.stem in releases[release]:
+            found[path] = releases[release][path.stem]
+    return found
+
+
+def _coco_keys(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        return {
+            str(entry["image_id"]): f"{int(entry['coco_id']):012}"
+            for _, entry in stream(path, "[")
+            if entry.get("coco_id") is not None
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not Visual Genome's: an entry has no {error}.") from error
 
 
 def _photos(folder: Path, names: list[str]) -> list[str | None]:

@@ -1,6 +1,7 @@
 """Photos to a store: nothing lost, nothing twice, and a kill changes nothing."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -134,6 +135,35 @@ def test_duplicates_are_told_in_one_line(
     assert (report.written, len(report.skipped)) == (12, 3)
     assert [line for line in report.lines() if "same key" in line] == ["  skipped 3: the same key"]
     assert "the same key as photos/a/" in skipped_file(report.store).read_text()
+
+
+def test_visual_genomes_copies_of_cocos_photos_are_left_out(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    own = sorted(photo_folder.rglob("*.png"))[:4]
+    coco, release = tmp_path / "coco" / "val2017", tmp_path / "vg"
+    for folder in (coco, release / "VG_100K", release / "VG_100K_2"):
+        folder.mkdir(parents=True)
+    shutil.copy(own[0], coco / "COCO_val2014_000000000042.png")
+    shutil.copy(own[0], release / "VG_100K" / "7.png")
+    shutil.copy(own[1], release / "VG_100K_2" / "8.png")  # COCO's as well, but not given as such
+    shutil.copy(own[2], release / "VG_100K_2" / "9.png")
+    told = [
+        {"image_id": 7, "coco_id": 42},
+        {"image_id": 8, "coco_id": 43},
+        {"image_id": 9, "coco_id": None},
+    ]
+    (release / "image_data.json").write_text(json.dumps(told))
+    both = options(tmp_path, images=(tmp_path / "coco", release))
+    report = extract(both, quiet)
+    assert list(maps_of(report.store)) == ["COCO_val2014_000000000042", "8", "9"]
+    assert (report.found, report.written, report.twins) == (3, 3, 1)
+    assert any(line.startswith("1 photos of Visual Genome left out") for line in report.lines())
+    alone = extract(replace(both, images=(release,), out=tmp_path / "alone.zarr"), quiet)
+    assert (alone.written, alone.twins) == (3, 0)
+    (release / "image_data.json").write_text('[{"coco_id": 42}]')
+    with pytest.raises(UserError, match="an entry has no 'image_id'"):
+        extract(both, quiet)
 
 
 def test_only_what_is_new_is_added(photo_folder: Path, tmp_path: Path) -> None:
