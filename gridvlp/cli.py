@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -199,7 +200,7 @@ def main() -> None:
         extra = stage.get((error.name or "").split(".")[0], "train")
         click.echo(
             f"Error: {error.name} is not installed, which this command needs: "
-            f"`make install` in the checkout, or pip install 'gridvlp[{extra}]'"
+            f"`make install` in the checkout, or pip install '.[{extra}]' there"
             + (" and Detectron2 as in detectron2.txt." if extra == "extract" else "."),
             err=True,
         )
@@ -1031,6 +1032,9 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
     if not encoder.is_dir() or not importlib.util.find_spec("detectron2"):
         return
     store, own = FeatureStore(STORE), get_task(task)
+    about = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
+    if store.kind != "grids" or store.encoder.get("weights_sha256") != about["weights_sha256"]:
+        return  # maps of another encoder, which this one's cannot join
     own.build_answers(data)
     wanted: set[str] = set()
     folders: dict[Path, None] = {}

@@ -56,5 +56,11 @@ def test_pages_of_the_site_exist():
     assert [p for p in pages(nav) if p not in made and not (ROOT / "docs" / p).is_file()] == []
 
 
+def test_links_of_the_readme_exist():
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text())
+    assert "docs/data.md" in links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
 def test_pages_about_commands_are_about_commands_that_exist():
     assert {page.stem for page in ROOT.glob("docs/commands/*.md")} <= cli.commands.keys()

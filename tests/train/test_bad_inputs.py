@@ -130,7 +130,12 @@ def test_an_annotation_without_the_field_answers_is_named(gridvlp, folder):
     assert '"answers"' in told
 
 
-def test_photos_that_the_store_lacks_are_counted_and_named(gridvlp, folder, squares):
+@pytest.mark.parametrize("other_encoder", [False, True])
+def test_photos_that_the_store_lacks_are_counted_and_named(gridvlp, folder, squares, other_encoder):
+    if other_encoder:  # which made none of the store's maps, and so cannot add any
+        encoder = folder / "runs/extractor/encoder"
+        encoder.mkdir(parents=True)
+        (encoder / "encoder.json").write_text('{"weights_sha256": "another"}')
     (folder / "store.zarr").unlink()
     whole = FeatureStore(squares / "store.zarr")
     with StoreWriter.create(
