@@ -249,14 +249,14 @@ def scales(name: str) -> Scale:
 
     settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     # Its box head, res5 on each of 14 x 14 places, takes most of the time: it sees fewer boxes.
-    settings["train-extractor regions"] = {"roi-batch": 8, "iterations": 600}
+    settings["train-extractor regions"] = {"roi-batch": 8, "iterations": 600, "eval-steps": 600}
     cores = len(os.sched_getaffinity(0))
     return Scale(
         settings,
         width=0.25,
         seeds=(0, 1, 2),
         sizes={"600x1000": "144x256", "448x746": "108x192", "448x448": "108x108"},
-        # A map has 15 to 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
+        # A map has at most 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
         grids={64: 16, 100: 25, 128: 32},
         columns={"vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1"},
         images=1600,
