@@ -77,6 +77,11 @@ def test_a_settings_file_gives_defaults_and_options_win(gridvlp, folder):
         ("- layers", "must have a section for each command"),
         ("pretrain: 7", "must hold `option: value` lines"),
         ("{", "cannot be read as YAML"),
+        ("pretrain: {learning-rate: fast}", "pretrain: Invalid value for '--learning-rate'"),
+        ("pretrain: {precision: flaot32}", "'flaot32' is not one of"),
+        # of other commands, too
+        ("finetune vqa: {epochs: few}", "finetune vqa: Invalid value for '--epochs'"),
+        ("evaluate: {splitt: val}", "evaluate has no option 'splitt'. Did you mean split?"),
     ],
 )
 def test_a_settings_file_with_a_mistake_is_told(gridvlp, folder, text, told):

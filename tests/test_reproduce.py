@@ -157,23 +157,6 @@ def test_the_recipe_of_a_trial_is_heard(tmp_path, monkeypatch):
         assert section["train_splits"] == splits
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("pretrain: {learning-rate: fast}", "pretrain: Invalid value for '--learning-rate'"),
-        ("pretrain: {precision: flaot32}", "'flaot32' is not one of"),
-        ("finetune vqa: {epochs: few}", "finetune vqa: Invalid value for '--epochs'"),
-        ("evaluate: {splitt: val}", "evaluate has no option 'splitt'. Did you mean split?"),
-    ],
-)
-def test_the_sections_of_other_commands_are_checked(tmp_path, monkeypatch, text, told):
-    (tmp_path / "own.yaml").write_text(text)
-    asked, result = tried(monkeypatch, "1", "--config", str(tmp_path / "own.yaml"))
-    assert not asked
-    assert isinstance(result.exception, UserError)
-    assert told in str(result.exception)
-
-
 def test_values_of_a_file_have_their_options_types(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "pretrain: {learning-rate: 5e-4, source: vqa}"  # text to YAML, and not a list

@@ -201,10 +201,9 @@ def _open(options: ExtractOptions, channels: int, size: str, about: dict[str, An
 def _select(photos: list[Path], writer: StoreWriter, report: ExtractReport) -> list[Path]:
     """The photos of this part that are not in the store, one for each key."""
     first: dict[str, Path] = {}
-    given = {canonical_key(path.stem) for path in photos}
-    twins = coco_keys(photos)
-    for path in photos:
-        key = canonical_key(path.stem)
+    keys = [canonical_key(path.stem) for path in photos]
+    given, twins = set(keys), coco_keys(photos)
+    for path, key in zip(photos, keys, strict=True):
         if report.part and not _belongs(key, *report.part):
             continue
         if twins.get(path) in given:
