@@ -4,7 +4,7 @@
     gridvlp evaluate snli_ve.py --split test
 """
 
-from gridvlp.train import json_files
+from gridvlp import json_files
 from gridvlp.train.tasks.task import Task, json_text, percent
 
 LABELS = ("contradiction", "entailment", "neutral")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import Annotations, Told, cached_annotations
-from gridvlp.extract.json_stream import progress_of, stream
 from gridvlp.extract.photos import find_photos
 from gridvlp.extract.vocabulary import Vocabulary, clean
 
@@ -78,8 +78,8 @@ def _read(path: Path, told: Told, attributes: dict[int, str]) -> None:
     categories: dict[int, str] = {}
     begin = len(told.name_N)
     lists = set()
-    with progress_of(f"Reading {path.name}", [path]) as advance:
-        for kind, entry in stream(path, "{", advance):
+    with json_files.progress(f"Reading {path.name}", [path]) as advance:
+        for kind, entry in json_files.lists(path, advance):
             lists.add(kind)
             if kind == "annotations":
                 _box(told, entry)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import Annotations, Told, cached_annotations
-from gridvlp.extract.json_stream import progress_of, stream
 from gridvlp.extract.vocabulary import Vocabulary, clean
+from gridvlp.image_ids import ImageIds
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 FILES = ("image_data.json", "objects.json", "attributes.json")
@@ -63,30 +64,17 @@ def coco_keys(photos: Iterable[Path]) -> dict[Path, str]:
     Raises:
         UserError: the file is broken.
     """
-    releases: dict[Path, dict[str, str]] = {}
+    releases: dict[Path, ImageIds] = {}
     found = {}
     for path in photos:
         if path.parent.name not in FOLDERS:
             continue
         release = path.parent.parent
-        if release not in releases:
-            releases[release] = _coco_keys(release / FILES[0])
-        if path.stem in releases[release]:
-            found[path] = releases[release][path.stem]
+        ids = releases.setdefault(release, ImageIds(release))
+        _, *coco = ids.visual_genome(path.stem)
+        if coco:
+            found[path] = coco[0]
     return found
-
-
-def _coco_keys(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        return {
-            str(entry["image_id"]): f"{int(entry['coco_id']):012}"
-            for _, entry in stream(path, "[")
-            if entry.get("coco_id") is not None
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not Visual Genome's: an entry has no {error}.") from error
 
 
 def _photos(folder: Path, names: list[str]) -> list[str | None]:
@@ -100,16 +88,19 @@ def _photos(folder: Path, names: list[str]) -> list[str | None]:
 def _read(folder: Path) -> Told:
     told = Told()
     paths = [folder / name for name in FILES]
-    with progress_of("Reading Visual Genome", paths) as advance:
+    with json_files.progress("Reading Visual Genome", paths) as advance:
         sizes = {
-            entry["image_id"]: (entry["width"] or 0, entry["height"] or 0)
-            for _, entry in stream(paths[0], "[", advance)
+            json_files.integer(entry, "image_id", paths[0], number): (
+                entry["width"] or 0,
+                entry["height"] or 0,
+            )
+            for number, entry in enumerate(json_files.elements(paths[0], advance=advance))
         }
         object_N = array("q")
-        for _, entry in stream(paths[1], "[", advance):
-            image = entry["image_id"]
+        for number, entry in enumerate(json_files.elements(paths[1], advance=advance)):
+            image = json_files.integer(entry, "image_id", paths[1], number)
             told.photos[image] = (*sizes.get(image, (0, 0)), f"{image}.jpg")
-            for thing in entry["objects"]:
+            for thing in json_files.field(entry, "objects", paths[1], number):
                 name = clean(thing["names"][0]) if thing.get("names") else ""
                 told.name_N.append(told.names.setdefault(name, len(told.names)))
                 told.image_N.append(image)
@@ -117,7 +108,7 @@ def _read(folder: Path) -> Told:
                 object_N.append(thing["object_id"])
         told.crowd_N = array("b", bytes(len(object_N)))
         known_K, words_K, word_M = array("q"), array("i"), array("i")
-        for _, entry in stream(paths[2], "[", advance):
+        for entry in json_files.elements(paths[2], advance=advance):
             for thing in entry.get("attributes", ()):
                 words = [clean(word) for word in thing.get("attributes") or ()]
                 if words:

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from gridvlp.errors import UserError
+from gridvlp.image_ids import first_present
 from gridvlp.train.answers import AnswerVocabulary, most_frequent, normalize_answer
 from gridvlp.train.corpus_cache import cache_folder, cached
 from gridvlp.train.corpus_sources import SOURCES, source_files
-from gridvlp.train.image_ids import first_present
 from gridvlp.train.leakage import FREE, RULES
 
 PARTS = ("train", "held-out")

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gridvlp import json_files
 from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
-from gridvlp.progress import track
-from gridvlp.train import json_files
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.corpus_sources import READERS, Pair, source_files
-from gridvlp.train.image_ids import ImageIds
 from gridvlp.train.leakage import Guard, guard_files
 
 LAYOUT = 2  # of the files; older ones are made anew
@@ -65,24 +64,14 @@ def cached(data: Path, sources: list[str], cache: Path) -> Path:
 
 
 def _write(folder: Path, data: Path, files: dict[str, list[Path]], everything: list[Path]) -> None:
-    ids = ImageIds(data)
+    ids = ImageIds(data / "vg")
     builder = _Builder(list(files))
-    total = sum(path.stat().st_size for paths in files.values() for path in paths)
-    with track("Reading annotations", max(1, total >> 20), "MB") as tracker:
-        done = 0
-
-        def advance(characters: int) -> None:
-            nonlocal done
-            before, done = done, done + characters
-            tracker.advance((done >> 20) - (before >> 20), builder.note())
-
+    read = [path for paths in files.values() for path in paths]
+    with json_files.progress("Reading annotations", read, builder.note) as advance:
         for source, paths in files.items():
             builder.add(source, READERS[source](paths, ids, advance))
-        tracker.advance(
-            tracker.total - tracker.done, builder.note()
-        )  # bytes that are not characters
     if not builder.images:
-        names = ", ".join(str(path) for paths in files.values() for path in paths)
+        names = ", ".join(map(str, read))
         raise UserError(f"There is not one sentence in {names}.")
     guard = Guard(data, ids)
     for name, batch in builder.batches([guard.rule(key) for key in builder.images]).items():

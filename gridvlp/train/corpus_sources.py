@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridvlp.train import json_files
+from gridvlp import json_files
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.answers import normalize_answer, soft_score
-from gridvlp.train.image_ids import ImageIds
 
 # Keys under which the photo's map may be, the sentence, (answer, score)s.
 Pair = tuple[tuple[str, ...], Any, Iterable[tuple[str, float]]]

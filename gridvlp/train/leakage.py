@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gridvlp.train import json_files
-from gridvlp.train.image_ids import COCO_DIGITS, ImageIds
+from gridvlp import json_files
+from gridvlp.image_ids import COCO_DIGITS, ImageIds
 
 VALIDATION_2017 = ("captions_val2017.json", "instances_val2017.json")
 GQA_TESTS = ("testdev", "test", "challenge", "submission")
@@ -57,7 +57,7 @@ def guard_files(data: Path) -> list[Path]:
     candidates = [
         *names,
         *(path for split in (*GQA_TESTS, "val") for path in _gqa_questions(gqa, split)),
-        ImageIds(data).image_data,
+        ImageIds(data / "vg").image_data,
     ]
     return coco_files(data) + [path for path in candidates if path.is_file()]
 

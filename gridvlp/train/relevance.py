@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
-from gridvlp.train import json_files
 from gridvlp.train.checkpoints import check_encoder, model_folder
 from gridvlp.train.evaluation import load_finetuned
 from gridvlp.train.task_batches import make_batch

@@ -162,7 +162,7 @@ def test_visual_genomes_copies_of_cocos_photos_are_left_out(
     alone = extract(replace(both, images=(release,), out=tmp_path / "alone.zarr"), quiet)
     assert (alone.written, alone.twins) == (3, 0)
     (release / "image_data.json").write_text('[{"coco_id": 42}]')
-    with pytest.raises(UserError, match="an entry has no 'image_id'"):
+    with pytest.raises(UserError, match='entry 0 has no "image_id"'):
         extract(both, quiet)
 
 

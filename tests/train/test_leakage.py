@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gridvlp.errors import UserError
-from gridvlp.train.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.leakage import (
     FREE,
     GQA_TEST,
@@ -42,7 +42,7 @@ def vg(data, coco_ids):
 
 
 def rule(data, *keys):
-    guard = Guard(data, ImageIds(data))
+    guard = Guard(data, ImageIds(data / "vg"))
     return [guard.rule(key) for key in keys]
 
 
@@ -65,7 +65,7 @@ def test_with_the_2014_files_alone_all_of_val2014_is_held_out(data):
     assert minival(data) is None
     keys = [f"{i:012d}" for i in (1, 2, 3, 4)]
     assert rule(data, *keys) == [FREE, VAL2014, VAL2014, UNKNOWN]
-    assert any("all of val2014" in note for note in Guard(data, ImageIds(data)).notes)
+    assert any("all of val2014" in note for note in Guard(data, ImageIds(data / "vg")).notes)
 
 
 def test_test_photos_are_held_out_whichever_set_speaks_of_them(data):
@@ -94,9 +94,9 @@ def test_gqa_val_photos_that_are_trained_on_are_told(data):
     captions(data, "val2017", [1])
     vg(data, {20: 1, 30: 2})
     put(data, "gqa/val_balanced_questions.json", {"q": {"imageId": "20"}})
-    assert Guard(data, ImageIds(data)).notes == []
+    assert Guard(data, ImageIds(data / "vg")).notes == []
     put(data, "gqa/val_balanced_questions.json", {"q": {"imageId": "20"}, "r": {"imageId": "30"}})
-    (note,) = Guard(data, ImageIds(data)).notes
+    (note,) = Guard(data, ImageIds(data / "vg")).notes
     assert "1 of the 2 photos of GQA's val split are trained on" in note
 
 
@@ -113,4 +113,4 @@ def test_a_cut_list_is_an_error_not_a_leak(data):
     path = data / "coco/annotations/captions_val2017.json"
     path.write_text(path.read_text()[:-5])
     with pytest.raises(UserError, match=r"captions_val2017\.json is not whole JSON"):
-        Guard(data, ImageIds(data))
+        Guard(data, ImageIds(data / "vg"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
-from gridvlp.train.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 
@@ -97,7 +97,7 @@ class GQA(Task):
             reader.report.notes.append(f"{path.name} is read, for want of the balanced file")
         choices_path = Path(data) / "gqa" / f"{split.partition('-')[0]}_choices.json"
         choices = dict(json_files.items(choices_path)) if choices_path.is_file() else {}
-        ids = ImageIds(data)
+        ids = ImageIds(data / "vg")
         for id, entry in json_files.items(path):
             image = json_files.field(entry, "imageId", path, id)
             answer = entry.get("answer")

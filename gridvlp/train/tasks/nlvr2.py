@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
-from gridvlp.train.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, percent
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
+from gridvlp.image_ids import first_present
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.image_ids import first_present
 from gridvlp.train.settings import FINE_TUNING, TrainingSettings
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
+from gridvlp.image_ids import ImageIds
 from gridvlp.train.answers import NUMBER_WORDS, soft_score
-from gridvlp.train.image_ids import ImageIds
 from gridvlp.train.leakage import minival
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 

@@ -7,13 +7,16 @@ would take about ten times that. Here one entry is in memory at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
+from gridvlp.progress import track
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # characters read at a time
+LONG = 32 << 20  # bytes; less is read before anybody wonders
 _DECODER = json.JSONDecoder()
 
 
@@ -40,10 +43,7 @@ def elements(
             raise UserError(f'{path} has no "{member}": is it the file that its name says?')
     if scanner.peek() != "[":
         raise UserError(f"{path} does not hold a list where one is expected.")
-    scanner.take("[")
-    while scanner.peek() != "]":
-        yield scanner.value()
-        scanner.comma("]")
+    yield from scanner.entries()
 
 
 def items(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[tuple[str, Any]]:
@@ -51,6 +51,20 @@ def items(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[
     scanner = _Scanner(path, advance)
     for key in _keys(scanner):
         yield key, scanner.value()
+
+
+def lists(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[tuple[str, Any]]:
+    """Entries of the lists in a JSON object, one at a time, with the list's name.
+
+    Members that are no lists are passed over; arguments and errors as for ``elements``.
+    """
+    scanner = _Scanner(path, advance)
+    for key in _keys(scanner):
+        if scanner.peek() == "[":
+            for entry in scanner.entries():
+                yield key, entry
+        else:
+            scanner.value()
 
 
 def lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -72,6 +86,24 @@ def lines(path: Path) -> Iterator[tuple[int, Any]]:
                         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+@contextmanager
+def progress(
+    title: str, paths: Sequence[Path], note: Callable[[], str] = str
+) -> Iterator[Callable[[int], None]]:
+    """What readers of these files tell how many characters they read; shown if it takes long."""
+    size = sum(path.stat().st_size for path in paths if path.exists())
+    done = 0
+    with track(title, max(1, size >> 20), "MB", quiet=size < LONG) as bar:
+
+        def advance(characters: int) -> None:
+            nonlocal done
+            before, done = done, done + characters
+            bar.advance((done >> 20) - (before >> 20), note())
+
+        yield advance
+        bar.advance(bar.total - bar.done, note())  # bytes that are not characters
 
 
 def field(entry: Any, key: str, path: Path, where: object) -> Any:
@@ -160,6 +192,14 @@ class _Scanner:
                     self.start = end
                     return value
             self.refill()
+
+    def entries(self) -> Iterator[Any]:
+        """Entries of the list that begins here."""
+        self.take("[")
+        while self.peek() != "]":
+            yield self.value()
+            self.comma("]")
+        self.take("]")
 
     def broken(self, reason: str, at: int) -> UserError:
         return UserError(

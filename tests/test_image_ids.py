@@ -3,17 +3,16 @@ import json
 import pytest
 
 from gridvlp.errors import UserError
-from gridvlp.train.image_ids import ImageIds, first_present
+from gridvlp.image_ids import ImageIds, first_present
 
 
 @pytest.fixture
 def ids(tmp_path):
-    (tmp_path / "vg").mkdir()
     images = [
         {"image_id": 2345, "coco_id": 262148, "width": 3, "height": 4, "flickr_id": 1, "url": ""},
         {"image_id": 2346, "coco_id": None, "width": 3, "height": 4},
     ]
-    (tmp_path / "vg" / "image_data.json").write_text(json.dumps(images))
+    (tmp_path / "image_data.json").write_text(json.dumps(images))
     return ImageIds(tmp_path)
 
 

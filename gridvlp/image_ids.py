@@ -10,8 +10,8 @@ from collections.abc import Container, Iterable
 from functools import cached_property
 from pathlib import Path
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
 
 COCO_DIGITS = 12
 
@@ -20,13 +20,12 @@ class ImageIds:
     """From the ids in annotation files to keys of the store.
 
     Args:
-        data: the folder that holds coco/, vg/, gqa/ ... (docs/data.md). Its
-            vg/image_data.json, where present, tells which Visual Genome photos are COCO's; it
-            is read when first needed.
+        visual_genome: the folder of Visual Genome's release. Its image_data.json, where present,
+            tells which of its photos are COCO's; it is read when first needed.
     """
 
-    def __init__(self, data: Path) -> None:
-        self.image_data = Path(data) / "vg" / "image_data.json"
+    def __init__(self, visual_genome: Path) -> None:
+        self.image_data = Path(visual_genome) / "image_data.json"
 
     @cached_property
     def coco_of_visual_genome(self) -> dict[int, int | None]:

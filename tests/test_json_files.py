@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gridvlp import json_files
 from gridvlp.errors import UserError
-from gridvlp.train import json_files
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -34,6 +34,8 @@ def test_elements_are_those_of_json_load(path, entries, indent, ascii_only):
     assert list(json_files.elements(path)) == expected
     path.write_text(json.dumps({"info": expected, "list": expected, "end": 1}, indent=indent))
     assert list(json_files.elements(path, "list")) == expected
+    both = [(name, entry) for name in ("info", "list") for entry in expected]
+    assert list(json_files.lists(path)) == both
 
 
 @settings(deadline=None)
