@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gridvlp.errors import UserError
-from gridvlp.processes import in_processes
+from gridvlp.reproduce.processes import in_processes
 
 JOBS = {f"job{n}": n for n in range(5)}
 

@@ -1,0 +1,216 @@
+"""Runs what rows of the tables need, in folders named for what they hold.
+
+Rows and tables share encoders, stores and runs; what is finished is not run again, and what was
+interrupted goes on. The engine calls what the commands call.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gridvlp.errors import UserError
+from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.reproduce.scales import CHOSEN, Scale, option_field
+from gridvlp.reproduce.tables import Row
+from gridvlp.train.settings import (
+    FINE_TUNING,
+    FineTuningOptions,
+    PreTrainingOptions,
+    TrainingSettings,
+)
+
+PHOTO_FOLDERS = ("coco", "vg/VG_100K", "vg/VG_100K_2", "gqa/images", "nlvr2/images")
+
+
+class Engine:
+    """Runs what rows need below one folder.
+
+    Args:
+        work: where encoders, stores and runs go.
+        data: official data; None makes the sample world in ``work``.
+        scale: how large.
+        weights: checkpoints by backbone ("x152", "x152-regions"), in place of training.
+        say: called with lines for the person at the keyboard.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        data: Path | None,
+        scale: Scale,
+        weights: dict[str, str],
+        say: Callable[[str], object],
+    ) -> None:
+        self.work, self.scale, self.weights, self.say = work, scale, weights, say
+        if data is None and not scale.images:
+            raise UserError("--scale full needs --data: docs/reproduce.md says what goes there.")
+        self.data = data or work / "world" / "data"
+        self._done: set[Path] = set()  # in this process: their options were checked
+        if data is None:
+            from gridvlp.sample import write_sample
+
+            write_sample(work / "world", scale.images)
+
+    def score(self, row: Row, column: str, seed: int) -> float | None:
+        """The accuracy in percent of a row in a column; None where the split has no labels."""
+        from gridvlp.train.evaluation import evaluate
+        from gridvlp.train.finetuning import finetune
+
+        task, split = column.split()
+        store = self.store(row)
+        pretrained = self.runs(row, seed) / "pretrain"
+        self.pretrain(row, store, pretrained, seed)
+        section = {**self.section("finetune"), **self.section(f"finetune {task}")}
+        training, own = _apart(section)
+        run = pretrained.with_name(f"{task}{'-fresh' if row.fresh else ''}")
+        options = FineTuningOptions(
+            task,
+            (store,),
+            replace(FINE_TUNING[task], **training, seed=seed),
+            data=self.data,
+            run=run,
+            init=pretrained,
+            fresh=row.fresh,
+            **own,
+        )
+        self._once(run, partial(finetune, options, self.say))
+        path = run / f"evaluate-{split}" / "metrics.json"
+
+        def score() -> None:
+            if not path.is_file():  # the last that is written
+                evaluate(task, split, run=run, withheld=True, say=self.say)
+
+        self._once(path.parent, score)
+        figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
+        return None if figures is None else float(figures["accuracy"])
+
+    def runs(self, row: Row, seed: int) -> Path:
+        """The folder of what is trained on a row's store and from one pre-training."""
+        name = f"{self.store_path(row).stem}-{self.grids(row.grids)}grids"
+        return self.work / "runs" / name / f"seed{seed}"
+
+    def pretrain(self, row: Row, store: Path, run: Path, seed: int) -> None:
+        """Pre-train on a store, unless that is done."""
+        from gridvlp.train.pretraining import pretrain
+
+        training, own = _apart(self.section("pretrain"))
+        options = PreTrainingOptions((store,), self.data, run, grids=self.grids(row.grids), **own)
+        options = replace(options, training=replace(options.training, **training, seed=seed))
+        self._once(run, partial(pretrain, options, self.say))
+
+    def store(self, row: Row) -> Path:
+        """The store of a row's maps or regions, extracted unless that is done."""
+        from gridvlp.extract.extraction import extract
+
+        encoder = self.encoder(row)
+        path = self.store_path(row)
+        images = tuple(f for name in PHOTO_FOLDERS if (f := self.data / name).is_dir())
+        if not images:
+            raise UserError(f"There are no photos in {self.data}: docs/data.md says where they go.")
+        options = ExtractOptions(
+            images,
+            path,
+            weights=encoder,
+            backbone=row.backbone,
+            width=self.scale.width,
+            size=self.size(row),
+            regions=None if row.regions is None else self.grids(row.regions),
+            **self.section("extract"),
+        )
+
+        def run() -> None:
+            for line in extract(options, self.say).lines():
+                self.say(line)
+
+        self._once(path, run)
+        return path
+
+    def encoder(self, row: Row) -> str:
+        """Weights of a row's encoder: those given, or trained unless that is done."""
+        from gridvlp.extract.training import train_extractor
+
+        if self.kind(row) in self.weights:
+            return self.weights[self.kind(row)]
+        section = self.section("train-extractor")
+        if row.regions is not None:
+            section |= self.section("train-extractor regions")
+        run = self.work / "encoders" / self.kind(row)
+        options = TrainExtractorOptions(
+            self.data / "vg",
+            run=run,
+            backbone=row.backbone,
+            width=self.scale.width,
+            regions=row.regions is not None,
+            **section,
+        )
+        self._once(run, partial(train_extractor, options, self.say))
+        return str(run)
+
+    def milliseconds(self, row: Row, fusion: bool) -> float:
+        """Time of a full-width encoder on one photo; ``fusion`` adds BERT-base on its grids."""
+        path = self.work / "times.json"
+        times: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        name = f"{self.kind(row)} {row.size}{' and fusion' if fusion else ''}"
+        if name not in times:
+            from gridvlp.reproduce.timing import time_photo
+            from gridvlp.run_folder import write_json
+
+            self.say(f"Timing {name}.")
+            times[name] = 1000 * time_photo(row.backbone, row.size, row.regions, fusion)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, times)
+        return times[name]
+
+    def _once(self, path: Path, work: Callable[[], object]) -> None:
+        """Do what fills a folder, unless this process has done so; others wait for the first."""
+        if path in self._done:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say(f"Waiting for another process, which is at {path}.")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            work()
+        self._done.add(path)
+
+    def kind(self, row: Row) -> str:
+        """The name of a row's encoder."""
+        return row.backbone + ("-regions" if row.regions is not None else "")
+
+    def size(self, row: Row) -> str:
+        """The size of a row's photos at this scale."""
+        return self.scale.sizes.get(row.size, row.size)
+
+    def grids(self, count: int) -> int:
+        """What stands at this scale for a number of grids or regions."""
+        return self.scale.grids.get(count, count)
+
+    def store_path(self, row: Row) -> Path:
+        """Where a row's store is, or will be."""
+        return self.work / "stores" / f"{self.kind(row)}-{self.size(row)}.zarr"
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A command's settings by the names of option fields; what rows decide is left out."""
+        settings = self.scale.settings.get(name, {})
+        return {
+            f: tuple(value) if isinstance(value, list) else value
+            for option, value in settings.items()
+            if (f := option_field(option)) in CHOSEN[name.split()[0]]
+        }
+
+
+def _apart(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of a section that are TrainingSettings, and the others."""
+    known = {f.name for f in fields(TrainingSettings)}
+    return (
+        {k: v for k, v in section.items() if k in known},
+        {k: v for k, v in section.items() if k not in known},
+    )

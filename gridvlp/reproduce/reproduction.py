@@ -1,0 +1,154 @@
+"""A table of the paper filled on any data: every run that it needs, then its figures on a page."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gridvlp.errors import UserError
+from gridvlp.reproduce.engine import Engine
+from gridvlp.reproduce.processes import in_processes
+from gridvlp.reproduce.results import markdown, summarize
+from gridvlp.reproduce.scales import Scale
+from gridvlp.reproduce.tables import TABLES, Row, Table
+from gridvlp.train.settings import FINE_TUNING
+
+TIMES = (
+    "Times are of full-width encoders on one photo of 640 x 480 pixels, batch 1, on this machine; "
+    "speed-ups count the fusion model (BERT-base, all grids), too. The paper's are of a V100."
+)
+
+
+def reproduce(
+    name: str,
+    scale: Scale,
+    *,
+    label: str = "sample",
+    work: Path = Path("runs/reproduce"),
+    out: Path = Path("results"),
+    data: Path | None = None,
+    weights: dict[str, str] | None = None,
+    columns: tuple[str, ...] = (),
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Fill a table of the paper, writing OUT/table-NAME.json and .md after every run.
+
+    Args:
+        name: one of TABLES.
+        scale: how large everything is.
+        label: the scale's name.
+        work: encoders, stores, runs and logs; what is there is not made again.
+        out: where the results go.
+        data: official data; None makes the sample world.
+        weights: checkpoints by encoder, in place of training.
+        columns: scores, "vqa val"; none: the table's.
+        say: called with lines for the person at the keyboard.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        UserError: there is no such table, or none of its figures could be had.
+    """
+    from gridvlp.run_folder import environment, write_json, write_text
+    from gridvlp.train.tasks import get_task
+
+    if name not in TABLES:
+        raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
+    table, given = TABLES[name], weights or {}
+    for column in columns:
+        task, _, split = column.partition(" ")
+        if task not in FINE_TUNING or not split:
+            raise UserError(f"--column {column!r}: give a task and a split, as in 'vqa val'.")
+        get_task(task).split_name(split)
+    engine = Engine(Path(work), data, scale, given, say)
+    if left := given.keys() - {engine.kind(row) for row in table.rows}:
+        say(f"Table {name} has no use for weights of {', '.join(sorted(left))}.")
+    stands_for = scale.columns if data is None else {}  # official data have the paper's splits
+    columns = columns or tuple(stands_for.get(c, c) for c in table.columns)
+    results: dict[str, Any] = {
+        "table": name,
+        "title": table.title,
+        "scale": label,
+        "data": "generated sample world" if data is None else str(data),
+        "date": date.today().isoformat(),
+        "environment": environment(),
+        "processes": scale.processes,  # which share the threads
+        "seeds": list(scale.seeds),
+        "weights": given,
+        "settings": scale.settings,
+        "times": TIMES if table.times else None,
+        "columns": list(dict.fromkeys(c for c in columns if c)),
+        "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
+    }
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        results["claims"] = summarize(results, [vars(claim) for claim in table.claims])
+        write_json(out / f"table-{name}.json", results)
+        write_text(out / f"table-{name}.md", markdown(results))
+
+    if table.times:
+        whole = any("speed-up" in row.paper for row in table.rows)
+        for row in table.rows:
+            results["rows"][row.name]["ms"] = engine.milliseconds(row, whole)
+    runs = _by_run(table, engine, results["columns"], scale.seeds)
+    beside = copy.copy(engine)
+    if scale.processes > 1:
+        beside.say = print  # into the log
+    for run, values in in_processes(
+        partial(_scores, beside),
+        runs,
+        scale.processes,
+        logs=engine.work / "logs",
+        title=f"table {name}",
+    ):
+        for (row_name, _, column, seed), value in zip(runs[run], values, strict=True):
+            entry = results["rows"][row_name]
+            if isinstance(value, UserError):
+                if str(value) not in entry["not run"]:
+                    say(f"{row_name}, {column}: not run: {value}")
+                    entry["not run"].append(str(value))
+            elif value is not None:
+                entry["scores"].setdefault(column, {})[str(seed)] = value
+        write()
+    if not any(row["scores"] or "ms" in row for row in results["rows"].values()):
+        reasons = dict.fromkeys(r for row in results["rows"].values() for r in row["not run"])
+        raise UserError(f"Table {name}: no figure could be had. {' '.join(reasons)}")
+    return results
+
+
+Figure = tuple[str, Row, str, int]
+"""Of the row of that name: what is scored, the column, the seed."""
+
+
+def _by_run(
+    table: Table, engine: Engine, columns: list[str], seeds: tuple[int, ...]
+) -> dict[str, list[Figure]]:
+    """Every score of a table by the pre-training that it needs; each encoder's first one first."""
+    rows = {row.name: row for row in table.rows}
+    runs: dict[str, list[Figure]] = {}
+    for seed in seeds:
+        for row in table.rows:
+            scored = replace(rows[row.withheld], withheld=row.withheld) if row.withheld else row
+            folder = engine.runs(scored, seed)
+            run = f"{folder.parent.name}-{folder.name}"
+            runs.setdefault(run, []).extend((row.name, scored, c, seed) for c in columns)
+    return runs
+
+
+def _scores(engine: Engine, figures: list[Figure]) -> list[float | UserError | None]:
+    """Scores of one run, or why there is none."""
+    found: list[float | UserError | None] = []
+    for _, row, column, seed in figures:
+        try:
+            found.append(engine.score(row, column, seed))
+        except UserError as error:
+            found.append(error)
+    return found

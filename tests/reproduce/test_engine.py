@@ -1,0 +1,41 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from gridvlp.reproduce import timing
+from gridvlp.reproduce.engine import Engine
+from gridvlp.reproduce.scales import scales
+from gridvlp.reproduce.tables import Row
+
+
+def test_the_encoder_of_a_region_row_is_a_c4_detector(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "gridvlp.extract.training.train_extractor", lambda options, say: asked.append(options)
+    )
+    engine = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
+    folders = [engine.encoder(Row("r", backbone="x152", regions=n)) for n in (100, None, 100)]
+    assert [options.regions for options in asked] == [True, False]
+    assert {(options.backbone, options.width) for options in asked} == {("x152", 0.25)}
+    assert folders[0] == folders[2] != folders[1]
+
+
+@pytest.mark.slow
+def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr("gridvlp.reproduce.timing.REPEATS", 1)
+    engine = Engine(tmp_path, tmp_path, scales("sample"), {}, lambda line: None)
+    small = Row("small", backbone="x50", size="64x64")
+    fusions = []
+    real = timing._fusion
+    monkeypatch.setattr(timing, "_fusion", lambda *about: fusions.append(about) or real(*about))
+    alone = engine.milliseconds(small, False)
+    assert alone > 0
+    assert not fusions
+    assert engine.milliseconds(small, True) > 0
+    assert len(fusions) == 1
+    assert engine.milliseconds(small, False) == alone
+    assert engine.milliseconds(replace(small, regions=5), False) > 0
+    assert json.loads((tmp_path / "times.json").read_text()).keys() == {
+        *("x50 64x64", "x50 64x64 and fusion", "x50-regions 64x64")
+    }
