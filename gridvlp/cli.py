@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -108,7 +109,9 @@ class Command(click.Command):
         """The sections of a file by title, their values checked by their command's options."""
         try:
             sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
         read: dict[str, dict[str, Any]] = {}
@@ -365,7 +368,10 @@ def train_extractor(**values: Any) -> None:
     _print_figures(run(options, click.echo))
     if options.machine_rank == 0:
         _report(options.run)
-        click.echo(f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/")
+        weights = "" if options.run == TRAIN_EXTRACTOR.run else f" --weights {options.run}"
+        click.echo(
+            f"Encoder: {options.run / 'encoder'}. Next: gridvlp extract --images coco/{weights}"
+        )
 
 
 @cli.command()
@@ -992,6 +998,7 @@ def reproduce(
         data=data,
         weights=named,
         columns=columns,
+        command=shlex.join(["gridvlp", *sys.argv[1:]]),
         say=click.echo,
     )
     click.echo((out / f"table-{table}.md").read_text())

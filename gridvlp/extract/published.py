@@ -97,7 +97,7 @@ def _download(url: str, part: Path) -> None:
 def _unreachable(url: str, reason: str) -> str:
     return (
         f"{url} cannot be fetched ({reason}). What has come so far is kept, and the same command "
-        "goes on; or fetch the file elsewhere and give its path with --weights FILE."
+        "goes on; or fetch the file elsewhere and give its path in place of the name."
     )
 
 

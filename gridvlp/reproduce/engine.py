@@ -56,6 +56,8 @@ class Engine:
             from gridvlp.sample import write_sample
 
             write_sample(work / "world", scale.images)
+        elif absent := [name for name in PHOTO_FOLDERS if not (data / name).is_dir()]:
+            say(f"Not in {data}: photos of {', '.join(absent)}. Lines on them will be left out.")
 
     def score(self, row: Row, column: str, seed: int) -> float | None:
         """The accuracy in percent of a row in a column; None where the split has no labels."""
@@ -89,6 +91,26 @@ class Engine:
         self._once(path.parent, score)
         figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
         return None if figures is None else float(figures["accuracy"])
+
+    def missing(self, row: Row, column: str) -> list[Path]:
+        """The files without which a score cannot be had, as far as that is known beforehand."""
+        from gridvlp.extract.published import FILES as PUBLISHED
+        from gridvlp.extract.visual_genome import FILES
+        from gridvlp.train.tasks import get_task
+
+        name, split = column.split()
+        task = get_task(name)
+        absent = task.missing(self.data, split)
+        trained = self.section(f"finetune {name}").get("train_splits") or task.train_splits
+        untrained = [task.missing(self.data, split) for split in trained]
+        if all(untrained):
+            absent += untrained[0]
+        weights = self.weights.get(self.kind(row))
+        if weights is None:
+            absent += [f for file in FILES if not (f := self.data / "vg" / file).is_file()]
+        elif weights != "random" and weights not in PUBLISHED and not Path(weights).exists():
+            absent.append(Path(weights))
+        return absent
 
     def runs(self, row: Row, seed: int) -> Path:
         """The folder of what is trained on a row's store and from one pre-training."""

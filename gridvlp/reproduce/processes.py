@@ -55,7 +55,7 @@ def in_processes(
         try:
             for future in as_completed(futures):
                 result = future.result()
-                bar.print(f"{futures[future]}: done")
+                bar.print(f"{futures[future]}: ended")
                 bar.advance()
                 yield futures[future], result
         except BrokenProcessPool as error:

@@ -34,6 +34,7 @@ def reproduce(
     data: Path | None = None,
     weights: dict[str, str] | None = None,
     columns: tuple[str, ...] = (),
+    command: str = "",
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Fill a table of the paper, writing OUT/table-NAME.json and .md after every run.
@@ -47,13 +48,14 @@ def reproduce(
         data: official data; None makes the sample world.
         weights: checkpoints by encoder, in place of training.
         columns: scores, "vqa val"; none: the table's.
+        command: what is told to have been given; none: this table at this scale.
         say: called with lines for the person at the keyboard.
 
     Returns:
         What the JSON file holds.
 
     Raises:
-        UserError: there is no such table, or none of its figures could be had.
+        UserError: there is no such table, or none of its scores could be had.
     """
     from gridvlp.run_folder import environment, write_json, write_text
     from gridvlp.train.tasks import get_task
@@ -67,25 +69,28 @@ def reproduce(
             raise UserError(f"--column {column!r}: give a task and a split, as in 'vqa val'.")
         get_task(task).split_name(split)
     engine = Engine(Path(work), data, scale, given, say)
-    if left := given.keys() - {engine.kind(row) for row in table.rows}:
+    kinds = {engine.kind(row) for row in table.rows}
+    if left := given.keys() - kinds:
         say(f"Table {name} has no use for weights of {', '.join(sorted(left))}.")
     stands_for = scale.columns if data is None else {}  # official data have the paper's splits
     columns = columns or tuple(stands_for.get(c, c) for c in table.columns)
     results: dict[str, Any] = {
         "table": name,
         "title": table.title,
+        "command": command or f"gridvlp reproduce {name} --scale {label}",
         "scale": label,
         "data": "generated sample world" if data is None else str(data),
         "date": date.today().isoformat(),
         "environment": environment(),
         "processes": scale.processes,  # which share the threads
         "seeds": list(scale.seeds),
-        "weights": given,
+        "weights": {kind: given[kind] for kind in given if kind in kinds},
         "settings": scale.settings,
         "times": TIMES if table.times else None,
         "columns": list(dict.fromkeys(c for c in columns if c)),
         "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
     }
+    runs = _by_run(table, engine, results["columns"], scale.seeds)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -94,11 +99,20 @@ def reproduce(
         write_json(out / f"table-{name}.json", results)
         write_text(out / f"table-{name}.md", markdown(results))
 
+    failures, everything = [], []
+    for run, figures in list(runs.items()):
+        lacks = [(figure, engine.missing(figure[1], figure[2])) for figure in figures]
+        failures += [(figure[0], figure[2], _absent(paths)) for figure, paths in lacks if paths]
+        everything += [path for _, paths in lacks for path in paths]
+        runs[run] = [figure for figure, paths in lacks if not paths]
+    runs = {run: figures for run, figures in runs.items() if figures}
+    if not runs:
+        raise UserError(f"Table {name}: no score can be had. {_absent(everything)}")
+    _tell_not_run(failures, results, say)
     if table.times:
         whole = any("speed-up" in row.paper for row in table.rows)
         for row in table.rows:
             results["rows"][row.name]["ms"] = engine.milliseconds(row, whole)
-    runs = _by_run(table, engine, results["columns"], scale.seeds)
     beside = copy.copy(engine)
     if scale.processes > 1:
         beside.say = print  # into the log
@@ -109,19 +123,39 @@ def reproduce(
         logs=engine.work / "logs",
         title=f"table {name}",
     ):
+        failures = []
         for (row_name, _, column, seed), value in zip(runs[run], values, strict=True):
-            entry = results["rows"][row_name]
             if isinstance(value, UserError):
-                if str(value) not in entry["not run"]:
-                    say(f"{row_name}, {column}: not run: {value}")
-                    entry["not run"].append(str(value))
+                failures.append((row_name, column, str(value)))
             elif value is not None:
+                entry = results["rows"][row_name]
                 entry["scores"].setdefault(column, {})[str(seed)] = value
+        _tell_not_run(failures, results, say)
         write()
-    if not any(row["scores"] or "ms" in row for row in results["rows"].values()):
-        reasons = dict.fromkeys(r for row in results["rows"].values() for r in row["not run"])
-        raise UserError(f"Table {name}: no figure could be had. {' '.join(reasons)}")
+    if not any(row["scores"] for row in results["rows"].values()):
+        raise UserError(
+            f"Table {name}: no score could be had; {out / f'table-{name}.md'} says why."
+        )
     return results
+
+
+def _absent(paths: list[Path]) -> str:
+    names = ", ".join(map(str, dict.fromkeys(paths)))
+    return f"Not there: {names}; docs/data.md says where the data come from."
+
+
+def _tell_not_run(
+    failures: list[tuple[str, str, str]], results: dict[str, Any], say: Callable[[str], object]
+) -> None:
+    """Note which columns of which rows have no score and why, each reason once a row."""
+    columns: dict[tuple[str, str], list[str]] = {}
+    for row_name, column, why in dict.fromkeys(failures):
+        columns.setdefault((row_name, why), []).append(column)
+    for (row_name, why), without in columns.items():
+        told = f"{', '.join(without)}: {why}"
+        if told not in results["rows"][row_name]["not run"]:
+            say(f"{row_name}: not run: {told}")
+            results["rows"][row_name]["not run"].append(told)
 
 
 Figure = tuple[str, Row, str, int]

@@ -62,17 +62,20 @@ def markdown(results: dict[str, Any]) -> str:
     rows, full = results["rows"], results["scale"] == "full"
     extra = [c for c in ("ms", "speed-up") if any(c in row for row in rows.values())]
     columns = [*extra, *results["columns"]]
-    shown = [c for c in columns if any(c in row["paper"] for row in rows.values())]
-    shown = shown if full else [c for c in shown if c in extra]
+    known = dict.fromkeys(c for row in rows.values() for c in row["paper"])
+    shown = [c for c in known if full or c in extra]  # of other data none compares
     header = [*(TITLES.get(c, c) for c in columns), *(f"paper: {TITLES.get(c, c)}" for c in shown)]
+    seeds = ", ".join(map(str, results["seeds"]))
     about = (
-        f"`gridvlp reproduce {results['table']} --scale {results['scale']}`, {results['date']}, "
-        f"data: {results['data']}, seeds {', '.join(map(str, results['seeds']))}. Scores in "
-        "percent, mean ± standard deviation over the seeds that have run."
+        f"`{results['command']}`, {results['date']}, scale {results['scale']}, data: "
+        f"{results['data']}, seeds {seeds}. Scores in percent, mean ± standard deviation over the "
+        "seeds that have run."
     )
     if results["weights"]:
         given = ", ".join(f"{name} = {path}" for name, path in results["weights"].items())
         about += f" Encoders not trained here: {given}."
+    if "random" in results["weights"].values():
+        about += " Random weights: these scores show that every step runs, and nothing else."
     if results["environment"]["commit"]:
         about += f" Commit {results['environment']['commit'][:7]}."
     lines = [
@@ -89,7 +92,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([name, *cells, *papers]) + " |")
     if results["times"]:
         lines += ["", results["times"]]
-    if full and any("vqa minival" in row["paper"] for row in rows.values()):
+    if full and "vqa minival" in columns:
         lines += ["", "The paper's VQA scores are of test-dev, whose labels only the server has."]
     lines += ["", "| claim | here | by column |", "|-|-|-|"]
     for claim in results.get("claims", []):

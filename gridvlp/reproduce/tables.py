@@ -41,17 +41,17 @@ class Table:
     times: bool = False
 
 
-X152 = {"vqa minival": 76.05, "nlvr2 dev": 80.03}
+X152 = {"vqa test-dev": 76.05, "nlvr2 dev": 80.03}
 TABLES = {
     "1": Table(
         "Results on VQA, NLVR2 and GQA",
         (
             Row(
                 "ours",
-                {**X152, "vqa test-dev": 76.05, "nlvr2 test1": 81.11, "gqa testdev": 63.50},
+                {**X152, "nlvr2 test1": 81.11, "gqa testdev": 63.50},
             ),
             Row("ours, without pre-training", fresh=True),
-            Row("ours, on regions", {"vqa minival": 75.12, "nlvr2 dev": 79.14}, regions=100),
+            Row("ours, on regions", {"vqa test-dev": 75.12, "nlvr2 dev": 79.14}, regions=100),
             Row("ours, image withheld", withheld="ours"),
         ),
         (
@@ -64,12 +64,12 @@ TABLES = {
     "2": Table(
         "Image encoders",
         (
-            Row("x50", {"ms": 106, "vqa minival": 74.34, "nlvr2 dev": 78.01}, backbone="x50"),
-            Row("x101", {"ms": 153, "vqa minival": 75.18, "nlvr2 dev": 78.95}, backbone="x101"),
+            Row("x50", {"ms": 106, "vqa test-dev": 74.34, "nlvr2 dev": 78.01}, backbone="x50"),
+            Row("x101", {"ms": 153, "vqa test-dev": 75.18, "nlvr2 dev": 78.95}, backbone="x101"),
             Row("x152", {"ms": 221, **X152}),
             Row(
                 "x152 (region)",
-                {"ms": 572, "vqa minival": 75.12, "nlvr2 dev": 79.14},
+                {"ms": 572, "vqa test-dev": 75.12, "nlvr2 dev": 79.14},
                 regions=100,
             ),
         ),
@@ -86,12 +86,12 @@ TABLES = {
         (
             Row(
                 "448x448",
-                {"speed-up": 3, "vqa minival": 74.71, "nlvr2 dev": 79.22},
+                {"speed-up": 3, "vqa test-dev": 74.71, "nlvr2 dev": 79.22},
                 size="448x448",
             ),
             Row(
                 "448x746",
-                {"speed-up": 2, "vqa minival": 75.64, "nlvr2 dev": 79.72},
+                {"speed-up": 2, "vqa test-dev": 75.64, "nlvr2 dev": 79.72},
                 size="448x746",
             ),
             Row("600x1000", {"speed-up": 1, **X152}),

@@ -207,7 +207,8 @@ def predict(
             chances_NK[rows], classes_NK[rows] = (
                 model(moved.inputs).float().softmax(-1).topk(kept, -1)
             )
-            bar.advance(len(batch.targets_BA) * accelerator.num_processes)
+            everywhere = len(batch.targets_BA) * accelerator.num_processes
+            bar.advance(min(everywhere, bar.total - bar.done))  # the last round may be short
     return Predictions(
         *(accelerator.reduce(part, "sum").cpu().numpy() for part in (classes_NK, chances_NK))
     )

@@ -52,6 +52,63 @@ TINY = {
 }
 
 
+def test_what_files_lack_is_said_before_anything_is_begun(tmp_path):
+    data, told = tmp_path / "data", []
+
+    def run(**more):
+        folders = {"work": tmp_path / "work", "out": tmp_path / "out"}
+        return reproduce("3", scales("full"), data=data, say=told.append, **folders, **more)
+
+    with pytest.raises(UserError, match=r"no score can be had.*v2_OpenEnded.*image_data\.json"):
+        run()
+    assert f"Not in {data}: photos of coco, vg/VG_100K" in told[0]
+    with pytest.raises(UserError, match=r"Not there: .*, gone\.pth, "):
+        run(weights={"x152": "gone.pth"})
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_other_scores_of_a_table_go_on_and_the_reasons_are_told(tmp_path, monkeypatch):
+    lines = tmp_path / "data" / "nlvr2"
+    lines.mkdir(parents=True)
+    for split in ("train", "dev"):
+        (lines / f"{split}.json").write_text("")
+    told, ran, failing = [], [], []
+
+    def score(self, row, column, seed):
+        ran.append((row.name, column, seed))
+        if row.name in failing:
+            raise UserError("It rained.")
+        return 50.0 + seed
+
+    monkeypatch.setattr("gridvlp.reproduce.engine.Engine.score", score)
+
+    def run():
+        return reproduce(
+            "sampling",
+            replace(scales("full"), seeds=(0, 1)),
+            data=tmp_path / "data",
+            work=tmp_path / "work",
+            out=tmp_path / "out",
+            weights={"x152": "random", "x50": "random"},
+            say=told.append,
+        )
+
+    failing.append("128")
+    rows = run()["rows"]
+    assert {column for _, column, _ in ran} == {"nlvr2 dev"}
+    assert rows["64"]["scores"] == {"nlvr2 dev": {"0": 50.0, "1": 51.0}}
+    assert len(rows["64"]["not run"]) == 1
+    assert "vqa minival: Not there: " in rows["64"]["not run"][0]
+    assert rows["128"]["not run"][1:] == ["nlvr2 dev: It rained."]
+    assert told.count("128: not run: nlvr2 dev: It rained.") == 1
+    page = (tmp_path / "out" / "table-sampling.md").read_text()
+    assert "x152 = random." in page
+    assert "x50" not in page  # this table has no use for it
+    failing += ["64", "100"]
+    with pytest.raises(UserError, match=r"no score could be had; .*table-sampling\.md says why"):
+        run()
+
+
 @pytest.mark.slow
 def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     tmp_path, monkeypatch
@@ -103,7 +160,7 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     assert json.loads((runs / "vqa-fresh/run.json").read_text())["options"]["fresh"]
     verdicts = {claim["claim"]: claim["verdict"] for claim in results["claims"]}
     assert verdicts["Grids do no worse than regions."] == "not run"
-    assert any("no encoder weights at gone.pth" in reason for reason in regions["not run"])
+    assert any("Not there: gone.pth" in reason for reason in regions["not run"])
 
     written = json.loads((tmp_path / "out/table-1.json").read_text())
     page = (tmp_path / "out/table-1.md").read_text()

@@ -44,12 +44,18 @@ def test_times_are_compared_as_ratios():
 
 def test_full_scale_shows_the_papers_figures_beside_ours():
     rows = {
-        "x50": {**row([74, 75]), "paper": {"ms": 106, "vqa": 74.34}, "ms": 5.0},
-        "x101": {**row([]), "paper": {"ms": 153, "vqa": 75.18}, "scores": {}, "not run": ["gone"]},
+        "x50": {**row([74, 75]), "paper": {"ms": 106, "vqa test-dev": 74.34}, "ms": 5.0},
+        "x101": {
+            **row([]),
+            "paper": {"ms": 153, "vqa test-dev": 75.18},
+            "scores": {},
+            "not run": ["gone"],
+        },
     }
     results = {
         "table": "2",
         "title": "t",
+        "command": "gridvlp reproduce 2 --scale full",
         "scale": "full",
         "date": "d",
         "data": "data",
@@ -58,13 +64,15 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
         "rows": rows,
         "times": None,
         "claims": [],
-        "weights": {"x50": "mine.pth"},
+        "weights": {"x50": "mine.pth", "x101": "random"},
         "environment": {"commit": None},
     }
     summarize(results, [])
     page = markdown(results)
-    assert "|  | ms per photo | vqa | paper: ms per photo | paper: vqa |" in page
+    assert "|  | ms per photo | vqa | paper: ms per photo | paper: vqa test-dev |" in page
     assert "| x50 | 5.0 | 74.50 ± 0.71 | 106 | 74.34 |" in page
     assert "| x101 | – | – | 153 | 75.18 |" in page
     assert "- x101: gone" in page
-    assert "Encoders not trained here: x50 = mine.pth." in page
+    assert "`gridvlp reproduce 2 --scale full`, d, scale full, data: data, seeds 0, 1." in page
+    assert "Encoders not trained here: x50 = mine.pth, x101 = random." in page
+    assert "Random weights: these scores show that every step runs, and nothing else." in page
