@@ -951,7 +951,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @click.option(
     "--work",
     type=FOLDER,
-    show_default="runs/reproduce-SCALE",
+    show_default="runs/reproduce-SCALE, or runs/reproduce-sample-DATA",
     help="Folder of encoders, stores and runs.",
 )
 @click.option("--out", type=FOLDER, default=Path("results"), help="Folder of the results.")
@@ -985,6 +985,9 @@ def reproduce(
         named[encoder] = path
     if seeds is not None and seeds <= 0:
         raise UserError("--seeds must be above 0.")
+    folder = f"reproduce-{label}"
+    if data is not None and label == "sample":  # the sample world's runs are of other data
+        folder += f"-{data.resolve().name}"
     scale = scales(label)
     if seeds is not None:
         scale = replace(scale, seeds=tuple(range(seeds)))
@@ -993,7 +996,7 @@ def reproduce(
         table,
         scale,
         label=label,
-        work=work or Path(f"runs/reproduce-{label}"),
+        work=work or Path("runs") / folder,
         out=out,
         data=data,
         weights=named,

@@ -79,10 +79,10 @@ def lines(path: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     try:
                         yield number, json.loads(line)
-                    except json.JSONDecodeError as error:
+                    except (ValueError, RecursionError) as error:
                         raise UserError(
-                            f"{path}, line {number} is not JSON ({error.msg}, column "
-                            f"{error.colno}): was the file cut? Download it again."
+                            f"{path}, line {number} is not JSON ({error}): was the file cut? "
+                            "Download it again."
                         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
@@ -121,7 +121,7 @@ def integer(entry: Any, key: str, path: Path, where: object) -> int:
     value = field(entry, key, path, where)
     try:
         return int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f'{path}, entry {where}: "{key}" is {value!r}, which is not an integer.'
         ) from error
@@ -187,6 +187,8 @@ class _Scanner:
                     raise self.broken(reason, error.pos) from error
             except RecursionError as error:
                 raise self.broken("nested too deeply", self.start) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise self.broken("a value that nobody writes", self.start) from error
             else:
                 if end < len(self.text) or self.ended:  # a number may go on in the next chunk
                     self.start = end

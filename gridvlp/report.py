@@ -25,6 +25,7 @@ import numpy as np
 from gridvlp.charts import Chart, Line, chart, charts_of, is_accuracy
 from gridvlp.errors import UserError
 from gridvlp.progress import track
+from gridvlp.run_folder import short_commit
 
 SHOWN = 12  # examples right, and as many wrong
 KINDS = 24  # question types with a table of their own
@@ -123,6 +124,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["shown"] = _shown
+    environment.filters["commit"] = short_commit
     page = environment.get_template("report.html").render(
         runs=read, compared=_compare(read), results=[row for run in read for row in _results(run)]
     )
@@ -146,8 +148,8 @@ def _read_run(path: Path) -> Run:
         inside = sorted(p.parent.name for p in path.glob("*/run.json")) if path.is_dir() else []
         hint = f"; there are runs in it: {', '.join(inside)}" if inside else ""
         raise UserError(f"{path} is no run folder: it has no run.json{hint}.")
-    record = _read_json(record_path)
-    options = record.get("options", {})
+    record = _read_json(record_path, "options", "facts", "environment")
+    options = record.get("options") or {}
     if "task" in options:
         title = f"fine-tuning on {options['task']}"
     else:
@@ -170,11 +172,17 @@ def _read_run(path: Path) -> Run:
     )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, *objects: str) -> dict[str, Any]:
+    """An object, in which the members of these names are objects or null, if they are there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(read, dict) or any(
+        not isinstance(read.get(name) or {}, dict) for name in objects
+    ):
+        raise UserError(f"{path} is not what a run leaves: delete it, or run the command again.")
+    return read
 
 
 def _results(run: Run) -> Iterator[dict[str, Any]]:
@@ -208,10 +216,12 @@ def _read_curves(path: Path) -> dict[str, Line]:
     curves: dict[str, Line] = {}
     if not path.is_file():
         return curves
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(text)
         except ValueError:  # the line that a kill cut in half
+            continue
+        if not isinstance(values, dict):
             continue
         step = values.pop("step", None)
         for name, value in values.items():
@@ -240,7 +250,7 @@ def _compare(runs: list[Run]) -> list[Chart]:
 
 def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evaluated:
     split = folder.name.removeprefix("evaluate-")
-    metrics = _read_json(folder / "metrics.json")
+    metrics = _read_json(folder / "metrics.json", "figures", "withheld")
     found = Evaluated(split, metrics, [], [], [], [], [])
     path = folder / "examples.jsonl"
     if not path.is_file():
@@ -254,13 +264,15 @@ def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evalua
     seen: Counter[tuple[str, str]] = Counter()
     draw = random.Random(0)
     for example in _read_examples(path):
-        name, truth, score = example["kind"] or "all", _label(example), example["score"]
+        name, score = example["kind"] or "all", example["score"]
         side = "unlabelled" if score is None else "right" if score >= RIGHT else "wrong"
         if score is not None:
             kind = kinds.setdefault(name, Kind(name))
             kind.count += 1
             kind.score += score
-            kind.pairs[truth, str(example["predicted"])] += 1
+            # of several right answers the one that was given is no mistake
+            given = example["predicted"]
+            kind.pairs[given if score >= RIGHT else _label(example), given] += 1
         place = _reservoir(draw, seen[side, name])
         seen[side, name] += 1
         group = chosen[side, name]
@@ -287,14 +299,20 @@ def _read_evaluation(run: Path, folder: Path, options: dict[str, Any]) -> Evalua
 
 
 def _read_examples(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                example = json.loads(line)
-                for name in ("id", "sentence", "images", "kind", "labels", "predicted", "top"):
-                    example[name]
-                example["score"] = example.get("score")
-            except (ValueError, KeyError, TypeError) as error:
+                read = json.loads(line)
+                score = read.get("score")
+                example = {
+                    **{name: str(read[name] or "") for name in ("id", "sentence", "kind")},
+                    "predicted": str(read["predicted"]),
+                    "images": [str(key) for key in read["images"]],
+                    "labels": {name: float(share) for name, share in read["labels"].items()},
+                    "top": [(str(answer), float(chance)) for answer, chance in read["top"]],
+                    "score": None if score is None else float(score),
+                }
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is no example: {error}.") from error
             yield example
 

@@ -106,11 +106,11 @@ class RunFolder:
         other = sorted(
             name for name in facts if name != "store" and facts[name] != began["facts"].get(name)
         )
-        if other and self.finished is None:
+        if other:
             raise UserError(
-                f"The data have changed since {self.path} was begun ({', '.join(other)}): what it "
-                "goes on with would not be what it began with. Bring the data back, or give "
-                "another --run folder to begin anew."
+                f"The data have changed since {self.path} was begun ({', '.join(other)}): it would "
+                "not be of one set of data. Bring the data back, or give another --run folder to "
+                "begin anew."
             )
 
     @property
@@ -219,6 +219,14 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def short_commit(environment: dict[str, Any]) -> str | None:
+    """The commit of an ``environment`` as a page shows it; None where it is not known."""
+    commit = environment.get("commit")
+    if not isinstance(commit, str) or not commit:
+        return None
+    return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def versions() -> dict[str, str]:

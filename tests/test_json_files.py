@@ -53,7 +53,10 @@ def test_a_file_cut_anywhere_is_an_error_that_says_where(path, length):
         list(json_files.elements(path))
 
 
-@pytest.mark.parametrize("text", ['[{"a": 1} {"a": 2}]', '[{"a": nope}]', "[1,, 2]", "[1, ]", "x"])
+@pytest.mark.parametrize(
+    "text",
+    ['[{"a": 1} {"a": 2}]', '[{"a": nope}]', "[1,, 2]", "[1, ]", "x", f"[{'9' * 5000}]"],
+)
 def test_what_is_not_json_is_an_error(path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"file\.json"):
@@ -82,3 +85,13 @@ def test_lines(path):
     path.write_text('{"a": 1}\n{"a": 2')
     with pytest.raises(UserError, match=r"file\.json, line 2"):
         list(json_files.lines(path))
+    for text in ("9" * 5000, "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"file\.json, line 1"):
+            list(json_files.lines(path))
+
+
+def test_a_number_that_is_no_integer_is_an_error(path):
+    for value in (float("inf"), "one", None):
+        with pytest.raises(UserError, match="which is not an integer"):
+            json_files.integer({"id": value}, "id", path, 3)

@@ -178,6 +178,18 @@ def test_confusions_count_every_example_once(copy):
     assert "red → blue" in page
 
 
+def test_each_of_several_right_answers_is_right(copy):
+    path = copy / "evaluate-val/examples.jsonl"
+    example = json.loads(path.read_text().splitlines()[1])
+    sofa = {"labels": {"couch": 1.0, "sofa": 1.0}, "predicted": "sofa", "score": 1.0}
+    path.write_text(json.dumps(example | sofa) + "\n")
+    page = write_report([copy], say=silent).read_text()
+    assert "couch → sofa" not in page
+    table = re.search(r"what: what was answered.*?</table>", page, re.DOTALL)[0]
+    assert "sofa" in table
+    assert "couch" not in table
+
+
 def test_without_photos_maps_labels_or_examples_the_page_says_so(copy, tmp_path, world):
     told = []
     write_examples(copy, labelled=False)
@@ -239,12 +251,29 @@ def test_what_cannot_be_reported_is_told_in_a_sentence(copy, tmp_path):
         write_report([])
     with pytest.raises(UserError, match="cannot be written"):
         write_report([copy], tmp_path / "nowhere" / "page.html")
-    (copy / "evaluate-val/examples.jsonl").write_text('{"id": "1"}\n')
-    with pytest.raises(UserError, match=r"examples\.jsonl, line 1 is no example"):
-        write_report([copy])
-    (copy / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json cannot be read as JSON"):
-        write_report([copy])
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b'5\n[1]\n{"step": "x", "loss": 1}\n\xff\n')  # left out
+    write_report([copy], say=silent)
+    good = json.loads((copy / "evaluate-val/examples.jsonl").read_text().splitlines()[0])
+    for change in (
+        *({"labels": ["red"]}, {"labels": {"red": "much"}}, {"top": [["red", "likely"]]}),
+        *({"top": [["red"]]}, {"images": None}, {"score": "1/2"}),
+    ):
+        (copy / "evaluate-val/examples.jsonl").write_text(json.dumps(good | change) + "\n")
+        with pytest.raises(UserError, match=r"examples\.jsonl, line 1 is no example"):
+            write_report([copy])
+    for line in (b'{"id": "1"}', b"5", b'"\xff\xfe"'):
+        (copy / "evaluate-val/examples.jsonl").write_bytes(line + b"\n")
+        with pytest.raises(UserError, match=r"examples\.jsonl, line 1 is no example"):
+            write_report([copy])
+    for name in ("evaluate-val/metrics.json", "run.json"):
+        for text, told in (
+            *(("{", "cannot be read as JSON"), ("[]", "is not what a run leaves")),
+            ('{"options": [1], "figures": 5}', "is not what a run leaves"),
+        ):
+            (copy / name).write_text(text)
+            with pytest.raises(UserError, match=rf"{name} {told}"):
+                write_report([copy])
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 1), (0, 0), (-3, 8.5), (1e-7, 5e-4), (92.9, 93)])

@@ -88,7 +88,9 @@ def _read(path: Path, told: Told, attributes: dict[int, str]) -> None:
             elif kind == "categories":
                 categories[entry["id"]] = clean(entry["name"])
             elif kind == "attCategories":
-                attributes[entry["id"]] = clean(entry["name"])
+                if not 0 <= (number := int(entry["id"])) < MOST_ATTRIBUTES:
+                    raise ValueError(f"attCategories id {number}")
+                attributes[number] = clean(entry["name"])
     missing = sorted({"annotations", "images", "categories"} - lists)
     if missing:
         raise UserError(f"{path} is no COCO file of instances: it lists no {', '.join(missing)}.")

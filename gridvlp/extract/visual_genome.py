@@ -46,7 +46,8 @@ def read_visual_genome(
             told = _read(folder)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"The annotations in {folder} are not Visual Genome's: an entry has no {error}."
+                f"The annotations in {folder} are not Visual Genome's: {type(error).__name__} "
+                f"{error} in an entry."
             ) from error
         return told, given or told.vocabulary(objects, attributes)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,34 @@ from gridvlp.errors import UserError
 from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
 from gridvlp.reproduce.scales import CHOSEN, Scale, option_field
 from gridvlp.reproduce.tables import Row
+from gridvlp.run_folder import environment, short_commit, write_json
+from gridvlp.store import FeatureStore
 from gridvlp.train.settings import (
     FINE_TUNING,
     FineTuningOptions,
     PreTrainingOptions,
     TrainingSettings,
 )
+from gridvlp.train.tasks import get_task
 
 PHOTO_FOLDERS = ("coco", "vg/VG_100K", "vg/VG_100K_2", "gqa/images", "nlvr2/images")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one figure of a table is.
+
+    Attributes:
+        accuracy: percent; None where the split has no labels.
+        examples: lines that it is of.
+        left_out: lines that have no photo in the store or no text.
+        commits: by which it was trained.
+    """
+
+    accuracy: float | None
+    examples: int
+    left_out: int
+    commits: tuple[str, ...]
 
 
 class Engine:
@@ -59,8 +80,8 @@ class Engine:
         elif absent := [name for name in PHOTO_FOLDERS if not (data / name).is_dir()]:
             say(f"Not in {data}: photos of {', '.join(absent)}. Lines on them will be left out.")
 
-    def score(self, row: Row, column: str, seed: int) -> float | None:
-        """The accuracy in percent of a row in a column; None where the split has no labels."""
+    def score(self, row: Row, column: str, seed: int) -> Score:
+        """How well a row does in a column: trained and evaluated, unless that is done."""
         from gridvlp.train.evaluation import evaluate
         from gridvlp.train.finetuning import finetune
 
@@ -85,18 +106,40 @@ class Engine:
         path = run / f"evaluate-{split}" / "metrics.json"
 
         def score() -> None:
-            if not path.is_file():  # the last that is written
+            if not self._evaluated(path, store, task, split):
                 evaluate(task, split, run=run, withheld=True, say=self.say)
 
         self._once(path.parent, score)
-        figures = json.loads(path.read_text())["withheld" if row.withheld else "figures"]
-        return None if figures is None else float(figures["accuracy"])
+        metrics = json.loads(path.read_text())
+        figures = metrics["withheld" if row.withheld else "figures"]
+        trained = [run] if row.fresh else [run, pretrained]
+        records = [json.loads((folder / "run.json").read_text()) for folder in trained]
+        return Score(
+            None if figures is None else float(figures["accuracy"]),
+            metrics["examples"],
+            metrics["left out"],
+            tuple(short_commit(record["environment"]) or "unknown" for record in records),
+        )
+
+    def _evaluated(self, path: Path, store: Path, task: str, split: str) -> bool:
+        """Whether metrics are there, with all that a table needs, of the present data."""
+        if not path.is_file():
+            return False
+        metrics = json.loads(path.read_text())
+        return (
+            (metrics["figures"] is None or metrics["withheld"] is not None)
+            and "left out" in metrics
+            and metrics["store"] == FeatureStore(store).fingerprint
+            and all(
+                file.stat().st_mtime <= path.stat().st_mtime
+                for file in get_task(task).files(self.data, split)
+            )
+        )
 
     def missing(self, row: Row, column: str) -> list[Path]:
         """The files without which a score cannot be had, as far as that is known beforehand."""
         from gridvlp.extract.published import FILES as PUBLISHED
         from gridvlp.extract.visual_genome import FILES
-        from gridvlp.train.tasks import get_task
 
         name, split = column.split()
         task = get_task(name)
@@ -174,20 +217,31 @@ class Engine:
         self._once(run, partial(train_extractor, options, self.say))
         return str(run)
 
-    def milliseconds(self, row: Row, fusion: bool) -> float:
-        """Time of a full-width encoder on one photo; ``fusion`` adds BERT-base on its grids."""
-        path = self.work / "times.json"
-        times: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    def milliseconds(self, row: Row, fusion: bool) -> dict[str, Any]:
+        """Time of a full-width encoder on one photo; ``fusion`` adds BERT-base on its grids.
+
+        Returns:
+            "ms", with its date, commit and machine. A time that was taken on another kind of
+            machine, or with other versions of the libraries, is taken anew.
+        """
         name = f"{self.kind(row)} {row.size}{' and fusion' if fusion else ''}"
-        if name not in times:
+        path = self.work / "times" / f"{name.replace(' ', '-')}.json"
+        now = environment()
+        machine = {key: now[key] for key in ("devices", "processor", "threads", "versions")}
+
+        def take() -> None:
+            if path.is_file() and json.loads(path.read_text())["machine"] == machine:
+                return
             from gridvlp.reproduce.timing import time_photo
-            from gridvlp.run_folder import write_json
 
             self.say(f"Timing {name}.")
-            times[name] = 1000 * time_photo(row.backbone, row.size, row.regions, fusion)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, times)
-        return times[name]
+            ms = 1000 * time_photo(row.backbone, row.size, row.regions, fusion)
+            about = {"date": date.today().isoformat(), "commit": short_commit(now)}
+            write_json(path, {"ms": ms, **about, "machine": machine})
+
+        self._once(path, take)
+        taken: dict[str, Any] = json.loads(path.read_text())
+        return taken
 
     def _once(self, path: Path, work: Callable[[], object]) -> None:
         """Do what fills a folder, unless this process has done so; others wait for the first."""

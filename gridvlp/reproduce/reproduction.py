@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
-from gridvlp.reproduce.engine import Engine
+from gridvlp.reproduce.engine import Engine, Score
 from gridvlp.reproduce.processes import in_processes
 from gridvlp.reproduce.results import markdown, summarize
 from gridvlp.reproduce.scales import Scale
 from gridvlp.reproduce.tables import TABLES, Row, Table
 from gridvlp.train.settings import FINE_TUNING
-
-TIMES = (
-    "Times are of full-width encoders on one photo of 640 x 480 pixels, batch 1, on this machine; "
-    "speed-ups count the fusion model (BERT-base, all grids), too. The paper's are of a V100."
-)
 
 
 def reproduce(
@@ -37,7 +32,10 @@ def reproduce(
     command: str = "",
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Fill a table of the paper, writing OUT/table-NAME.json and .md after every run.
+    """Fill a table of the paper: OUT/table-NAME.json and .md.
+
+    Until every run is done they are table-NAME.unfinished.json and .md, so that an older table
+    stays until there is a whole one in its place.
 
     Args:
         name: one of TABLES.
@@ -86,18 +84,25 @@ def reproduce(
         "seeds": list(scale.seeds),
         "weights": {kind: given[kind] for kind in given if kind in kinds},
         "settings": scale.settings,
-        "times": TIMES if table.times else None,
+        "fusion": table.times and any("speed-up" in row.paper for row in table.rows),
         "columns": list(dict.fromkeys(c for c in columns if c)),
+        "unlabelled": [],
+        "lines": {},
+        "commits": [],
         "rows": {row.name: {"paper": row.paper, "scores": {}, "not run": []} for row in table.rows},
     }
     runs = _by_run(table, engine, results["columns"], scale.seeds)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    finished = Path(out) / f"table-{name}.md"
+    unfinished = finished.with_name(f"table-{name}.unfinished.md")
 
-    def write() -> None:
+    def write(path: Path) -> None:
         results["claims"] = summarize(results, [vars(claim) for claim in table.claims])
-        write_json(out / f"table-{name}.json", results)
-        write_text(out / f"table-{name}.md", markdown(results))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path.with_suffix(".json"), results)
+            write_text(path, markdown(results))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
     failures, everything = [], []
     for run, figures in list(runs.items()):
@@ -109,10 +114,11 @@ def reproduce(
     if not runs:
         raise UserError(f"Table {name}: no score can be had. {_absent(everything)}")
     _tell_not_run(failures, results, say)
+    write(unfinished)
     if table.times:
-        whole = any("speed-up" in row.paper for row in table.rows)
         for row in table.rows:
-            results["rows"][row.name]["ms"] = engine.milliseconds(row, whole)
+            timed = engine.milliseconds(row, results["fusion"])
+            results["rows"][row.name] |= {"ms": timed.pop("ms"), "timed": timed}
     beside = copy.copy(engine)
     if scale.processes > 1:
         beside.say = print  # into the log
@@ -124,18 +130,26 @@ def reproduce(
         title=f"table {name}",
     ):
         failures = []
-        for (row_name, _, column, seed), value in zip(runs[run], values, strict=True):
-            if isinstance(value, UserError):
-                failures.append((row_name, column, str(value)))
-            elif value is not None:
-                entry = results["rows"][row_name]
-                entry["scores"].setdefault(column, {})[str(seed)] = value
+        for (row_name, _, column, seed), found in zip(runs[run], values, strict=True):
+            if isinstance(found, UserError):
+                failures.append((row_name, column, str(found)))
+                continue
+            lines = {"examples": found.examples, "left out": found.left_out}
+            least = min((lines, results["lines"].get(column, lines)), key=lambda n: n["examples"])
+            results["lines"][column] = least
+            results["commits"] = sorted({*results["commits"], *found.commits})
+            if found.accuracy is not None:
+                scores = results["rows"][row_name]["scores"]
+                scores.setdefault(column, {})[str(seed)] = found.accuracy
+            elif column not in results["unlabelled"]:
+                results["unlabelled"].append(column)
         _tell_not_run(failures, results, say)
-        write()
+        write(unfinished)
     if not any(row["scores"] for row in results["rows"].values()):
-        raise UserError(
-            f"Table {name}: no score could be had; {out / f'table-{name}.md'} says why."
-        )
+        raise UserError(f"Table {name}: no score could be had; {unfinished} says why.")
+    write(finished)
+    for path in (unfinished, unfinished.with_suffix(".json")):
+        path.unlink(missing_ok=True)
     return results
 
 
@@ -177,9 +191,9 @@ def _by_run(
     return runs
 
 
-def _scores(engine: Engine, figures: list[Figure]) -> list[float | UserError | None]:
+def _scores(engine: Engine, figures: list[Figure]) -> list[Score | UserError]:
     """Scores of one run, or why there is none."""
-    found: list[float | UserError | None] = []
+    found: list[Score | UserError] = []
     for _, row, column, seed in figures:
         try:
             found.append(engine.score(row, column, seed))

@@ -5,7 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-TITLES = {"ms": "ms per photo", "speed-up": "speed-up"}
+from gridvlp.run_folder import short_commit
+
+PHOTO = "one photo of 640 x 480 pixels, batch 1; the paper's are of a V100."
+TIMES = f"Times are of full-width encoders on {PHOTO}"
+TIMES_WITH_FUSION = (
+    f"Times are of full-width encoders and the fusion model (BERT-base, all grids) on {PHOTO}"
+)
 
 
 def summarize(results: dict[str, Any], claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -21,16 +27,16 @@ def summarize(results: dict[str, Any], claims: list[dict[str, Any]]) -> list[dic
             c: statistics.stdev(v.values()) if len(v) > 1 else None
             for c, v in row["scores"].items()
         }
-    return [
-        {"claim": claim["text"], **verdict(claim, rows, results["columns"])} for claim in claims
-    ]
+    labelled = [c for c in results["columns"] if c not in results["unlabelled"]]
+    return [{"claim": claim["text"], **verdict(claim, rows, labelled)} for claim in claims]
 
 
 def verdict(claim: dict[str, Any], rows: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     """What the figures say of a claim, for each column and in all.
 
     A difference of means counts where it is larger than the two rows' spreads together (the root
-    of the sum of squares). A claim holds where it holds in every column.
+    of the sum of squares). A claim holds where it holds in every column; one without a figure, as
+    long as some column has one, leaves it not clear.
     """
     one, other = rows[claim["better"]], rows[claim["than"]]
     found = {}
@@ -43,17 +49,22 @@ def verdict(claim: dict[str, Any], rows: dict[str, Any], columns: list[str]) -> 
                 )
             continue
         if column not in one.get("mean", {}) or column not in other.get("mean", {}):
+            found[column] = ("no figure", "not run")
             continue
         gap = one["mean"][column] - other["mean"][column]
         spreads = [row["spread"][column] for row in (one, other)]
         noise = sum(s**2 for s in spreads if s is not None) ** 0.5
-        least = -claim["within"] if claim["within"] is not None else 0.0
-        word = "not clear" if None in spreads or abs(gap - least) <= noise else ""
-        word = word or ("holds" if gap > least else "does not hold")
+        # by how many points the claim holds
+        more = gap + claim["loses"] if claim["apart"] is None else claim["apart"] - abs(gap)
+        word = "holds" if more > 0 else "does not hold"
+        if None in spreads or abs(more) <= noise:
+            word = "not clear"
         told = f"{gap:+.2f}" + ("" if None in spreads else f" ± {noise:.2f}")
         found[column] = (told, word)
     words = {word for _, word in found.values()}
     whole = next((w for w in ("does not hold", "not clear", "holds") if w in words), "not run")
+    if whole == "holds" and "not run" in words:
+        whole = "not clear"
     return {"verdict": whole, "columns": {c: f"{t}: {w}" for c, (t, w) in found.items()}}
 
 
@@ -64,7 +75,9 @@ def markdown(results: dict[str, Any]) -> str:
     columns = [*extra, *results["columns"]]
     known = dict.fromkeys(c for row in rows.values() for c in row["paper"])
     shown = [c for c in known if full or c in extra]  # of other data none compares
-    header = [*(TITLES.get(c, c) for c in columns), *(f"paper: {TITLES.get(c, c)}" for c in shown)]
+    titles = {"ms": "ms per photo, with fusion" if results["fusion"] else "ms per photo"}
+    header = [titles.get(c, c) for c in columns]
+    header += [f"paper: {'ms per photo' if c == 'ms' else c}" for c in shown]
     seeds = ", ".join(map(str, results["seeds"]))
     about = (
         f"`{results['command']}`, {results['date']}, scale {results['scale']}, data: "
@@ -76,8 +89,10 @@ def markdown(results: dict[str, Any]) -> str:
         about += f" Encoders not trained here: {given}."
     if "random" in results["weights"].values():
         about += " Random weights: these scores show that every step runs, and nothing else."
-    if results["environment"]["commit"]:
-        about += f" Commit {results['environment']['commit'][:7]}."
+    if results["commits"]:
+        about += f" Runs by commit {', '.join(results['commits'])}."
+    if filled := short_commit(results["environment"]):
+        about += f" Filled by {filled}."
     lines = [
         f"# Table {results['table']}: {results['title']}",
         "",
@@ -90,8 +105,19 @@ def markdown(results: dict[str, Any]) -> str:
         cells = [_cell(row, column, len(results["seeds"])) for column in columns]
         papers = [f"{row['paper'][c]:g}" if c in row["paper"] else "–" for c in shown]
         lines.append("| " + " | ".join([name, *cells, *papers]) + " |")
-    if results["times"]:
-        lines += ["", results["times"]]
+    counts = [
+        f"{column}: {n['examples']:,} lines"
+        + (f", {n['left out']:,} more left out (no photo in the store)" if n["left out"] else "")
+        for column, n in results["lines"].items()
+    ]
+    if counts:
+        lines += ["", f"Scores are of {'; '.join(counts)}."]
+    if timed := [row["timed"] for row in rows.values() if "timed" in row]:
+        taken = ", ".join(sorted({f"{t['date']} by commit {t['commit']}" for t in timed}))
+        on = timed[0]["machine"]
+        machine = ", ".join(on["devices"]) or f"{on['processor']}, {on['threads']} threads"
+        about_times = TIMES_WITH_FUSION if results["fusion"] else TIMES
+        lines += ["", f"{about_times} Taken {taken}, on {machine}."]
     if full and "vqa minival" in columns:
         lines += ["", "The paper's VQA scores are of test-dev, whose labels only the server has."]
     lines += ["", "| claim | here | by column |", "|-|-|-|"]

@@ -132,6 +132,7 @@ def evaluate(
             "task": task.name,
             "split": split,
             "examples": len(examples),
+            "left out": len(skipped),
             "figures": figures,
             "withheld": withheld_figures,
             "majority": majority,

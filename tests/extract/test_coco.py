@@ -163,6 +163,8 @@ def test_names_of_attributes(published: Path, tmp_path: Path) -> None:
         ({"annotations": [box(1, 3, [0, 0, 9, 9], attribute_ids=["red"])]}, "TypeError"),
         ({"annotations": [{"image_id": 1, "caption": "a dog"}]}, "bbox"),
         ({"annotations": None}, "it lists no annotations\\."),
+        ({"attCategories": [{"id": "a", "name": "red"}]}, "ValueError"),
+        ({"attCategories": [{"id": 10**12, "name": "red"}]}, "attCategories id"),
         ({"images": [{"id": "one", "file_name": "1.jpg"}]}, "one"),
         ({"categories": None}, "it lists no annotations, categories"),
     ],

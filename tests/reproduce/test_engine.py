@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from gridvlp.reproduce import timing
 from gridvlp.reproduce.engine import Engine
@@ -30,12 +31,17 @@ def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
     real = timing._fusion
     monkeypatch.setattr(timing, "_fusion", lambda *about: fusions.append(about) or real(*about))
     alone = engine.milliseconds(small, False)
-    assert alone > 0
+    assert alone["ms"] > 0
+    assert alone["machine"]["threads"] == torch.get_num_threads()
     assert not fusions
-    assert engine.milliseconds(small, True) > 0
+    assert engine.milliseconds(small, True)["ms"] > 0
     assert len(fusions) == 1
-    assert engine.milliseconds(small, False) == alone
-    assert engine.milliseconds(replace(small, regions=5), False) > 0
-    assert json.loads((tmp_path / "times.json").read_text()).keys() == {
-        *("x50 64x64", "x50 64x64 and fusion", "x50-regions 64x64")
-    }
+    assert engine.milliseconds(replace(small, regions=5), False)["ms"] > 0
+    assert len(list((tmp_path / "times").glob("*.json"))) == 3
+    later = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
+    assert later.milliseconds(small, False) == alone
+    path = tmp_path / "times" / "x50-64x64.json"
+    other = {**alone, "machine": {**alone["machine"], "threads": 99}}
+    path.write_text(json.dumps(other))  # of another machine
+    later = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
+    assert later.milliseconds(small, False)["machine"] == alone["machine"]

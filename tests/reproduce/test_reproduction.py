@@ -5,6 +5,7 @@ import pytest
 
 from gridvlp.errors import UserError
 from gridvlp.reproduce import reproduce, scales
+from gridvlp.reproduce.engine import Score
 from gridvlp.reproduce.results import markdown
 
 
@@ -78,7 +79,7 @@ def test_the_other_scores_of_a_table_go_on_and_the_reasons_are_told(tmp_path, mo
         ran.append((row.name, column, seed))
         if row.name in failing:
             raise UserError("It rained.")
-        return 50.0 + seed
+        return Score(50.0 + seed, 10, 2 * seed, ("abc1234",))
 
     monkeypatch.setattr("gridvlp.reproduce.engine.Engine.score", score)
 
@@ -101,12 +102,31 @@ def test_the_other_scores_of_a_table_go_on_and_the_reasons_are_told(tmp_path, mo
     assert "vqa minival: Not there: " in rows["64"]["not run"][0]
     assert rows["128"]["not run"][1:] == ["nlvr2 dev: It rained."]
     assert told.count("128: not run: nlvr2 dev: It rained.") == 1
-    page = (tmp_path / "out" / "table-sampling.md").read_text()
+    written = tmp_path / "out" / "table-sampling.md"
+    page = written.read_text()
+    assert "nlvr2 dev: 10 lines" in page
+    assert "Runs by commit abc1234." in page
     assert "x152 = random." in page
     assert "x50" not in page  # this table has no use for it
     failing += ["64", "100"]
-    with pytest.raises(UserError, match=r"no score could be had; .*table-sampling\.md says why"):
+    with pytest.raises(UserError, match=r"no score could be had; .*sampling\.unfinished\.md"):
         run()
+    assert written.read_text() == page  # an older table stays
+    assert "It rained." in written.with_name("table-sampling.unfinished.md").read_text()
+
+
+def test_results_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"/out/.* cannot be written"):
+        reproduce(
+            "2",
+            replace(scales("sample"), images=40),
+            work=tmp_path / "work",
+            out=tmp_path / "out",
+            weights=dict.fromkeys(("x50", "x101", "x152", "x152-regions"), "random"),
+            say=lambda line: None,
+        )
 
 
 @pytest.mark.slow
@@ -147,6 +167,8 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
 
     with pytest.raises(KeyboardInterrupt):
         run(stop)
+    assert (tmp_path / "out/table-1.unfinished.md").is_file()
+    assert not (tmp_path / "out/table-1.md").exists()
     results = run(told.append)
     assert results["columns"] == ["vqa test", "nlvr2 test1"]
     ours, fresh, regions, withheld = results["rows"].values()
@@ -159,12 +181,14 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     assert withheld["scores"]["vqa test"] == {"0": metrics["withheld"]["accuracy"]}
     assert json.loads((runs / "vqa-fresh/run.json").read_text())["options"]["fresh"]
     verdicts = {claim["claim"]: claim["verdict"] for claim in results["claims"]}
-    assert verdicts["Grids do no worse than regions."] == "not run"
+    assert verdicts["Grids do better than regions."] == "not run"
     assert any("Not there: gone.pth" in reason for reason in regions["not run"])
 
     written = json.loads((tmp_path / "out/table-1.json").read_text())
     page = (tmp_path / "out/table-1.md").read_text()
     assert page == markdown(written)
+    assert not (tmp_path / "out/table-1.unfinished.md").exists()
+    assert written["lines"]["vqa test"] == {"examples": metrics["examples"], "left out": 0}
     assert f"| ours | {metrics['figures']['accuracy']:.2f} |" in page
     assert "76.05" not in page  # the paper's figures are not of these data
 
@@ -173,6 +197,11 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
     assert again["rows"] == results["rows"]
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
     assert len(before) == 5  # pre-training, and two tasks with and without it, on grids
+
+    evaluated = runs / "vqa/evaluate-test/metrics.json"
+    evaluated.write_text(json.dumps({**metrics, "withheld": None}))  # as by hand, without
+    assert run(told.append)["rows"] == results["rows"]
+    assert json.loads(evaluated.read_text()) == metrics
 
     both = run(told.append, seeds=(0, 1), processes=2)
     for name, before_it in results["rows"].items():

@@ -9,30 +9,36 @@ def row(scores, **more):
 
 
 def judge(one, other, **options):
-    results = {"rows": {"a": row(one), "b": row(other)}, "columns": ["vqa"]}
+    rows = {"a": row(one), "b": row(other)}
+    results = {"rows": rows, "columns": ["vqa"], "unlabelled": []}
     (found,) = summarize(results, [vars(Claim("a beats b", "a", "b", **options))])
     return found
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "within", "wanted"),
+    ("one", "other", "margin", "wanted"),
     [
-        ([80, 81, 82], [70, 71, 72], None, "holds"),
-        ([70, 71, 72], [80, 81, 82], None, "does not hold"),
-        ([70, 75, 80], [71, 74, 79], None, "not clear"),
-        ([80], [70], None, "not clear"),  # one seed has no spread
-        ([80, 80.1], [80.5, 80.6], 1.0, "holds"),
-        ([80, 80.1], [83, 83.1], 1.0, "does not hold"),
-        ([], [70, 71], None, "not run"),
+        ([80, 81, 82], [70, 71, 72], {}, "holds"),
+        ([70, 71, 72], [80, 81, 82], {}, "does not hold"),
+        ([70, 75, 80], [71, 74, 79], {}, "not clear"),
+        ([80], [70], {}, "not clear"),  # one seed has no spread
+        ([80, 80.1], [80.5, 80.6], {"loses": 1.0}, "holds"),
+        ([80, 80.1], [83, 83.1], {"loses": 1.0}, "does not hold"),
+        ([90, 90.1], [80, 80.1], {"loses": 1.0}, "holds"),
+        ([80, 80.1], [80.5, 80.6], {"apart": 1.0}, "holds"),
+        ([80, 80.1], [83, 83.1], {"apart": 1.0}, "does not hold"),
+        ([90, 90.1], [80, 80.1], {"apart": 1.0}, "does not hold"),
+        ([80, 81], [80, 81], {"apart": 1.0}, "not clear"),
+        ([], [70, 71], {}, "not run"),
     ],
 )
-def test_a_claim_is_judged_by_the_spread_of_the_seeds(one, other, within, wanted):
+def test_a_claim_is_judged_by_the_spread_of_the_seeds(one, other, margin, wanted):
     if not one:
         rows = {"a": {"paper": {}, "scores": {}, "not run": ["gone"]}, "b": row(other)}
-        results = {"rows": rows, "columns": ["vqa"]}
+        results = {"rows": rows, "columns": ["vqa"], "unlabelled": []}
         (found,) = summarize(results, [vars(Claim("a beats b", "a", "b"))])
     else:
-        found = judge(one, other, within=within)
+        found = judge(one, other, **margin)
     assert found["verdict"] == wanted
 
 
@@ -42,9 +48,28 @@ def test_times_are_compared_as_ratios():
     assert found == {"verdict": "holds", "columns": {"ms": "2.60 times: holds"}}
 
 
+@pytest.mark.parametrize(("unlabelled", "wanted"), [([], "not clear"), (["nlvr2"], "holds")])
+def test_a_column_without_a_figure_leaves_a_claim_not_clear(unlabelled, wanted):
+    results = {
+        "rows": {"a": row([80, 81]), "b": row([70, 71])},
+        "columns": ["vqa", "nlvr2"],
+        "unlabelled": unlabelled,
+    }
+    (found,) = summarize(results, [vars(Claim("a beats b", "a", "b"))])
+    assert found["verdict"] == wanted
+    assert ("nlvr2" in found["columns"]) is not bool(unlabelled)
+
+
 def test_full_scale_shows_the_papers_figures_beside_ours():
+    on = {"devices": [], "processor": "abacus", "threads": 3}
+    timed = {"date": "today", "commit": "def5678", "machine": on}
     rows = {
-        "x50": {**row([74, 75]), "paper": {"ms": 106, "vqa test-dev": 74.34}, "ms": 5.0},
+        "x50": {
+            **row([74, 75]),
+            "paper": {"ms": 106, "vqa test-dev": 74.34},
+            "ms": 5.0,
+            "timed": timed,
+        },
         "x101": {
             **row([]),
             "paper": {"ms": 153, "vqa test-dev": 75.18},
@@ -62,10 +87,13 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
         "seeds": [0, 1],
         "columns": ["vqa"],
         "rows": rows,
-        "times": None,
+        "fusion": False,
+        "unlabelled": [],
+        "lines": {"vqa": {"examples": 1234, "left out": 5}},
+        "commits": ["abc1234"],
         "claims": [],
         "weights": {"x50": "mine.pth", "x101": "random"},
-        "environment": {"commit": None},
+        "environment": {"commit": f"{40 * '7'}-dirty"},
     }
     summarize(results, [])
     page = markdown(results)
@@ -75,4 +103,8 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
     assert "- x101: gone" in page
     assert "`gridvlp reproduce 2 --scale full`, d, scale full, data: data, seeds 0, 1." in page
     assert "Encoders not trained here: x50 = mine.pth, x101 = random." in page
+    assert "Runs by commit abc1234. Filled by 7777777-dirty." in page
+    assert "Scores are of vqa: 1,234 lines, 5 more left out (no photo in the store)." in page
+    assert "Times are of full-width encoders on one photo" in page
+    assert "Taken today by commit def5678, on abacus, 3 threads." in page
     assert "Random weights: these scores show that every step runs, and nothing else." in page

@@ -26,4 +26,12 @@ def test_the_papers_figures_are_the_papers():
         assert f"{row.name} {ms:g} {vqa:.2f} {nlvr2:.2f}" in text
     for row in TABLES["3"].rows:
         scores = f"{row.paper['vqa test-dev']:.2f} {row.paper['nlvr2 dev']:.2f}"
-        assert re.search(rf"{row.name.replace('x', ' ')} (\dx|-) {scores}", text)
+        faster = "-" if row.paper["speed-up"] == 1 else f"{row.paper['speed-up']:g}x"
+        assert f"{row.name.replace('x', ' ')} {faster} {scores}" in text
+    ours, _, regions, _ = TABLES["1"].rows
+    (line,) = re.findall(r"Our Model Grid-VLP 110M (.*)", text)
+    vqa, _, dev, test, gqa, _ = map(float, line.split())
+    columns = ("vqa test-dev", "nlvr2 dev", "nlvr2 test1", "gqa testdev")
+    assert ours.paper == dict(zip(columns, (vqa, dev, test, gqa), strict=True))
+    assert regions.paper.items() <= TABLES["2"].rows[-1].paper.items()
+    assert TABLES["sampling"].rows[1].paper == {"vqa test-dev": vqa, "nlvr2 dev": dev}
