@@ -146,7 +146,7 @@ def test_an_interrupted_download_goes_on_in_the_next_call(server: Server, tmp_pa
         answer(handler)
 
     server.answer = once  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"503.*is kept, and the same command goes on.*--weights"):
+    with pytest.raises(UserError, match=r"503.*is kept, and the same command goes on.*give its path"):
         published_weights("x101")
     assert (folder(tmp_path) / ".X-101.pth.part").stat().st_size == 5000
     assert not (folder(tmp_path) / "X-101.pth").exists()
@@ -195,7 +195,7 @@ def test_wrong_answers(server: Server, tmp_path: Path, wrong: dict[str, Any], to
     for name, value in wrong.items():
         setattr(server, name, value)
     with pytest.raises(
-        UserError, match=rf"X-101\.pth cannot be fetched \(.*{told}.*--weights FILE"
+        UserError, match=rf"X-101\.pth cannot be fetched \(.*{told}.*give its path"
     ):
         read_weights("x101")
     assert not (folder(tmp_path) / "X-101.pth").exists()
@@ -220,7 +220,7 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, server: Server) -> N
     with pytest.raises(UserError) as told:
         read_weights("x152")
     assert f"{server.address}/X-152/X-152.pth" in str(told.value)
-    assert "--weights FILE" in str(told.value)
+    assert "give its path" in str(told.value)
 
 
 def test_a_file_put_into_the_cache_by_hand(server: Server, tmp_path: Path) -> None:
