@@ -146,7 +146,9 @@ def test_an_interrupted_download_goes_on_in_the_next_call(server: Server, tmp_pa
         answer(handler)
 
     server.answer = once  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"503.*is kept, and the same command goes on.*give its path"):
+    with pytest.raises(
+        UserError, match=r"503.*is kept, and the same command goes on.*give its path"
+    ):
         published_weights("x101")
     assert (folder(tmp_path) / ".X-101.pth.part").stat().st_size == 5000
     assert not (folder(tmp_path) / "X-101.pth").exists()
@@ -194,9 +196,7 @@ def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) 
 def test_wrong_answers(server: Server, tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
     for name, value in wrong.items():
         setattr(server, name, value)
-    with pytest.raises(
-        UserError, match=rf"X-101\.pth cannot be fetched \(.*{told}.*give its path"
-    ):
+    with pytest.raises(UserError, match=rf"X-101\.pth cannot be fetched \(.*{told}.*give its path"):
         read_weights("x101")
     assert not (folder(tmp_path) / "X-101.pth").exists()
     for name in wrong:
