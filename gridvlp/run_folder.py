@@ -99,7 +99,7 @@ class RunFolder:
             )
             raise UserError(
                 f"{self.path} was begun with other options ({told}). "
-                "Give those again to go on, or another --run folder to begin anew."
+                "Give those again to go on, or name another folder to begin anew."
             )
         facts = now["facts"]
         # A store may have grown by photos that this run does not read.
@@ -109,8 +109,8 @@ class RunFolder:
         if other:
             raise UserError(
                 f"The data have changed since {self.path} was begun ({', '.join(other)}): it would "
-                "not be of one set of data. Bring the data back, or give another --run folder to "
-                "begin anew."
+                "not be of one set of data. Bring the data back, or name another folder to begin "
+                "anew."
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -34,8 +35,8 @@ def reproduce(
 ) -> dict[str, Any]:
     """Fill a table of the paper: OUT/table-NAME.json and .md.
 
-    Until every run is done they are table-NAME.unfinished.json and .md, so that an older table
-    stays until there is a whole one in its place.
+    Until every run is done they are table-NAME.unfinished.json and .md, and so they stay where an
+    older table has more scores.
 
     Args:
         name: one of TABLES.
@@ -86,6 +87,7 @@ def reproduce(
         "settings": scale.settings,
         "fusion": table.times and any("speed-up" in row.paper for row in table.rows),
         "columns": list(dict.fromkeys(c for c in columns if c)),
+        "stand-ins": {**scale.sizes, **scale.grids},
         "unlabelled": [],
         "lines": {},
         "commits": [],
@@ -95,7 +97,8 @@ def reproduce(
     finished = Path(out) / f"table-{name}.md"
     unfinished = finished.with_name(f"table-{name}.unfinished.md")
 
-    def write(path: Path) -> None:
+    def write(path: Path, done: int) -> None:
+        results["unfinished"] = f"{done} of {len(runs)} runs" if path == unfinished else None
         results["claims"] = summarize(results, [vars(claim) for claim in table.claims])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ def reproduce(
     if not runs:
         raise UserError(f"Table {name}: no score can be had. {_absent(everything)}")
     _tell_not_run(failures, results, say)
-    write(unfinished)
+    write(unfinished, 0)
     if table.times:
         for row in table.rows:
             timed = engine.milliseconds(row, results["fusion"])
@@ -122,13 +125,14 @@ def reproduce(
     beside = copy.copy(engine)
     if scale.processes > 1:
         beside.say = print  # into the log
-    for run, values in in_processes(
+    ended = in_processes(
         partial(_scores, beside),
         runs,
         scale.processes,
         logs=engine.work / "logs",
         title=f"table {name}",
-    ):
+    )
+    for done, (run, values) in enumerate(ended, 1):
         failures = []
         for (row_name, _, column, seed), found in zip(runs[run], values, strict=True):
             if isinstance(found, UserError):
@@ -144,13 +148,22 @@ def reproduce(
             elif column not in results["unlabelled"]:
                 results["unlabelled"].append(column)
         _tell_not_run(failures, results, say)
-        write(unfinished)
-    if not any(row["scores"] for row in results["rows"].values()):
+        write(unfinished, done)
+    if not _count(results):
         raise UserError(f"Table {name}: no score could be had; {unfinished} says why.")
-    write(finished)
+    older = finished.with_suffix(".json")
+    if older.is_file() and _count(json.loads(older.read_text())) > _count(results):
+        say(f"{finished} has more scores and stays; this table is {unfinished}.")
+        return results
+    write(finished, len(runs))
     for path in (unfinished, unfinished.with_suffix(".json")):
         path.unlink(missing_ok=True)
     return results
+
+
+def _count(results: dict[str, Any]) -> int:
+    scores = [column for row in results["rows"].values() for column in row["scores"].values()]
+    return sum(map(len, scores))
 
 
 def _absent(paths: list[Path]) -> str:

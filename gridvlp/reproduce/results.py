@@ -93,9 +93,13 @@ def markdown(results: dict[str, Any]) -> str:
         about += f" Runs by commit {', '.join(results['commits'])}."
     if filled := short_commit(results["environment"]):
         about += f" Filled by {filled}."
+    if results["stand-ins"]:
+        told = ", ".join(f"{one} for {whole}" for whole, one in results["stand-ins"].items())
+        about += f" Models are small, and trained on less than the rows say: {told}."
     lines = [
         f"# Table {results['table']}: {results['title']}",
         "",
+        *([f"**Unfinished: {results['unfinished']}.**", ""] if results["unfinished"] else []),
         about,
         "",
         "| " + " | ".join(["", *header]) + " |",
@@ -115,7 +119,7 @@ def markdown(results: dict[str, Any]) -> str:
     if timed := [row["timed"] for row in rows.values() if "timed" in row]:
         taken = ", ".join(sorted({f"{t['date']} by commit {t['commit']}" for t in timed}))
         on = timed[0]["machine"]
-        machine = ", ".join(on["devices"]) or f"{on['processor']}, {on['threads']} threads"
+        machine = ", ".join(on["devices"]) or f"{on['processor']} (threads: {on['threads']})"
         about_times = TIMES_WITH_FUSION if results["fusion"] else TIMES
         lines += ["", f"{about_times} Taken {taken}, on {machine}."]
     if full and "vqa minival" in columns:

@@ -108,7 +108,11 @@ def test_the_other_scores_of_a_table_go_on_and_the_reasons_are_told(tmp_path, mo
     assert "Runs by commit abc1234." in page
     assert "x152 = random." in page
     assert "x50" not in page  # this table has no use for it
-    failing += ["64", "100"]
+    failing.append("64")
+    run()
+    assert written.read_text() == page  # which has more scores
+    assert "table-sampling.md has more scores and stays" in told[-1]
+    failing.append("100")
     with pytest.raises(UserError, match=r"no score could be had; .*sampling\.unfinished\.md"):
         run()
     assert written.read_text() == page  # an older table stays
@@ -167,7 +171,7 @@ def test_a_table_is_filled_goes_on_after_an_interruption_and_runs_nothing_twice(
 
     with pytest.raises(KeyboardInterrupt):
         run(stop)
-    assert (tmp_path / "out/table-1.unfinished.md").is_file()
+    assert "**Unfinished: 0 of 1 runs.**" in (tmp_path / "out/table-1.unfinished.md").read_text()
     assert not (tmp_path / "out/table-1.md").exists()
     results = run(told.append)
     assert results["columns"] == ["vqa test", "nlvr2 test1"]

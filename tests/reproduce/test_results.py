@@ -89,6 +89,8 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
         "rows": rows,
         "fusion": False,
         "unlabelled": [],
+        "unfinished": "2 of 4 runs",
+        "stand-ins": {"600x1000": "144x256", 100: 25},
         "lines": {"vqa": {"examples": 1234, "left out": 5}},
         "commits": ["abc1234"],
         "claims": [],
@@ -103,8 +105,10 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
     assert "- x101: gone" in page
     assert "`gridvlp reproduce 2 --scale full`, d, scale full, data: data, seeds 0, 1." in page
     assert "Encoders not trained here: x50 = mine.pth, x101 = random." in page
+    assert "**Unfinished: 2 of 4 runs.**" in page
+    assert "than the rows say: 144x256 for 600x1000, 25 for 100." in page
     assert "Runs by commit abc1234. Filled by 7777777-dirty." in page
     assert "Scores are of vqa: 1,234 lines, 5 more left out (no photo in the store)." in page
     assert "Times are of full-width encoders on one photo" in page
-    assert "Taken today by commit def5678, on abacus, 3 threads." in page
+    assert "Taken today by commit def5678, on abacus (threads: 3)." in page
     assert "Random weights: these scores show that every step runs, and nothing else." in page
