@@ -145,7 +145,7 @@ class Engine:
         task = get_task(name)
         absent = task.missing(self.data, split)
         trained = self.section(f"finetune {name}").get("train_splits") or task.train_splits
-        untrained = [task.missing(self.data, split) for split in trained]
+        untrained = [task.missing(self.data, one) for one in trained]
         if all(untrained):
             absent += untrained[0]
         weights = self.weights.get(self.kind(row))

@@ -17,7 +17,9 @@ from gridvlp.reproduce.processes import in_processes
 from gridvlp.reproduce.results import markdown, summarize
 from gridvlp.reproduce.scales import Scale
 from gridvlp.reproduce.tables import TABLES, Row, Table
+from gridvlp.run_folder import environment, write_json, write_text
 from gridvlp.train.settings import FINE_TUNING
+from gridvlp.train.tasks import get_task
 
 
 def reproduce(
@@ -56,9 +58,6 @@ def reproduce(
     Raises:
         UserError: there is no such table, or none of its scores could be had.
     """
-    from gridvlp.run_folder import environment, write_json, write_text
-    from gridvlp.train.tasks import get_task
-
     if name not in TABLES:
         raise UserError(f"There is no table {name!r}: there are {', '.join(TABLES)}.")
     table, given = TABLES[name], weights or {}
