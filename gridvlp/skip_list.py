@@ -32,6 +32,7 @@ class SkipList:
     question: str = "is this the right folder?"
     reasons: dict[str, str] = field(default_factory=dict)  # name -> reason
     used: int = 0
+    failed: int = 0
     in_a_row: int = 0
 
     def __len__(self) -> int:
@@ -42,20 +43,25 @@ class SkipList:
         self.used += 1
         self.in_a_row = 0
 
+    def note(self, name: str, reason: str) -> None:
+        """Leave an input out that is whole, as another's copy: the limit does not count it."""
+        self.reasons[name] = reason
+
     def add(self, name: str, reason: str) -> None:
-        """Leave an input out.
+        """Leave out an input that is of no use.
 
         Raises:
             TooManySkipped: the limit is reached.
         """
         self.reasons[name] = reason
+        self.failed += 1
         self.in_a_row += 1
-        seen = len(self.reasons) + self.used
+        seen = self.failed + self.used
         if self.limit and (
-            self.in_a_row >= self.limit or (seen >= 2 * self.limit and 2 * len(self.reasons) > seen)
+            self.in_a_row >= self.limit or (seen >= 2 * self.limit and 2 * self.failed > seen)
         ):
             raise TooManySkipped(
-                f"{self.in_a_row:,} inputs in a row and {len(self.reasons):,} of {seen:,} were "
+                f"{self.in_a_row:,} inputs in a row and {self.failed:,} of {seen:,} were "
                 f"skipped, the last one {name}: {reason}. {self.question[0].upper()}"
                 f"{self.question[1:]} What was done until here is kept; --skip-limit 0 goes on "
                 "whatever is skipped."

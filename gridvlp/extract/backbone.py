@@ -15,6 +15,7 @@ from gridvlp.errors import UserError
 
 # depth, groups and channels per group, as in grid-feats-vqa; x50 is ResNeXt-50 32x4d
 SHAPES = {"r50": (50, 1, 64), "x50": (50, 32, 4), "x101": (101, 32, 8), "x152": (152, 32, 8)}
+STRIDE = 32  # pixels between the grids of a C5 map
 PROPOSALS = 300  # of a C4 detector at test
 RES4_BLOCKS = {50: 6, 101: 23, 152: 36}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import (
+    STRIDE,
     Architecture,
     c4_config,
     load_strictly,
@@ -31,7 +32,6 @@ from gridvlp.extract.published import FILES, published_weights
 from gridvlp.extract.settings import BACKBONES, SIZE
 from gridvlp.run_folder import write_json
 
-STRIDE = 32
 FORMAT = 1
 RANDOM_CLASSES = 1600  # of a random detector: Visual Genome's
 
@@ -181,25 +181,16 @@ def save_encoder(
     write_json(folder / "encoder.json", about)
 
 
-def choose_device() -> torch.device:
-    """The processor, or the GPU; of several, under torchrun, the one of this process."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+def device_name(device: torch.device) -> str:
+    """The device as a store lists it among the software that wrote to it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The named one; of "auto" bfloat16 where the hardware multiplies in it.
-
-    A GPU that does not takes float16, a processor float32.
-    """
-    if precision != "auto":
-        named: torch.dtype = getattr(torch, precision)
-        return named
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+def refuse_tf32(dtype: torch.dtype) -> None:
+    """Let float32 be float32: cuDNN's convolutions would round its products to TF32."""
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class FrozenEncoder(nn.Module):
@@ -213,13 +204,14 @@ class FrozenEncoder(nn.Module):
         precision: "auto", "bfloat16", "float16" or "float32".
 
     Raises:
-        UserError: the weights do not fit the backbone that their shapes told of.
+        UserError: the weights do not fit the backbone inferred from their shapes.
     """
 
     def __init__(self, weights: Weights, precision: str = "auto") -> None:
         super().__init__()
         self.device = choose_device()
         self.dtype = choose_precision(precision, self.device)
+        refuse_tf32(self.dtype)
         self.channels = weights.architecture.channels
         self.pixels = Pixels(weights.architecture)
         self.backbone = weights.architecture.build()

@@ -18,12 +18,13 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import PROPOSALS, c4_config, load_strictly
-from gridvlp.extract.encoder import Pixels, Weights, choose_device, choose_precision, fold_norms
+from gridvlp.extract.encoder import Pixels, Weights, fold_norms, refuse_tf32
 
+# Detectron2's, and so that of grid-feats-vqa's regions; Anderson et al.'s own code has 0.3
 NMS_THRESHOLD = 0.5
-FOR_EACH = 4  # proposals, of the most regions: describing them is nearly all of the work
 BOXES_AT_ONCE = 50  # 14 x 14 x 1024 float32 each
 # of a side, in pixels, by how many anchors the RPN has at a place (three ratios of sides each)
 ANCHOR_SIZES = {15: [32, 64, 128, 256, 512], 12: [64, 128, 256, 512]}
@@ -38,19 +39,24 @@ class RegionEncoder(nn.Module):
 
     Args:
         weights: of the whole detector, by Detectron2's key names.
-        count: the most regions of a photo; the best of four times as many proposals, at most 300.
+        count: the most regions of a photo.
         precision: as for ``FrozenEncoder``.
+        proposals: of which they are chosen. Describing these is nearly all of the work; of fewer
+            than 300 (bottom-up attention's) fewer regions outlive NMS.
 
     Raises:
         UserError: the weights are not those of a C4 detector.
     """
 
-    def __init__(self, weights: Weights, count: int, precision: str = "auto") -> None:
+    def __init__(
+        self, weights: Weights, count: int, precision: str = "auto", proposals: int = PROPOSALS
+    ) -> None:
         super().__init__()
         self.device = choose_device()
         self.dtype = choose_precision(precision, self.device)
+        refuse_tf32(self.dtype)
         self.channels, self.count = weights.architecture.channels, count
-        self.proposals = min(PROPOSALS, FOR_EACH * count)
+        self.proposals = proposals
         self.pixels = Pixels(weights.architecture)
         state = {k: v for k, v in weights.state.items() if not k.startswith(UNUSED)}
         cfg = _config_of(state, weights)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
+from gridvlp.skip_list import SKIP_LIMIT
 
 BACKBONES = ("x50", "x101", "x152", "r50")
 SIZE = "600x1000"  # paper 4.2: shorter side 600, longer at most 1000
@@ -160,6 +161,8 @@ class ExtractOptions:
     batch_size: int = 8
     workers: int = 2
     regions: int | None = None  # the most of a photo; None for grid maps
+    proposals: int = 300  # that regions are chosen of (bottom-up attention)
+    skip_limit: int = SKIP_LIMIT
     num_shards: int | None = None  # processes that fill the store together; None: one
     shard: int | None = None
 
@@ -168,6 +171,10 @@ class ExtractOptions:
             raise UserError("Say which photos: --images FOLDER.")
         if self.regions is not None and self.regions <= 0:
             raise UserError("--regions must be above 0.")
+        if self.proposals < (self.regions or 1):
+            raise UserError("--proposals cannot be fewer than --regions.")
+        if self.skip_limit < 0:
+            raise UserError("--skip-limit is a number of photos, or 0 for no limit.")
         if (self.num_shards is None) != (self.shard is None):
             raise UserError("--num-shards and --shard go together: --num-shards 4 --shard 0.")
         if (self.part and not 0 <= self.part[0] < self.part[1]) or self.num_shards == 0:

@@ -178,6 +178,9 @@ class Engine:
         images = tuple(f for name in PHOTO_FOLDERS if (f := self.data / name).is_dir())
         if not images:
             raise UserError(f"There are no photos in {self.data}: docs/data.md says where they go.")
+        section = self.section("extract")
+        if row.regions is not None:
+            section |= self.section("extract regions")
         options = ExtractOptions(
             images,
             path,
@@ -186,7 +189,7 @@ class Engine:
             width=self.scale.width,
             size=self.size(row),
             regions=None if row.regions is None else self.grids(row.regions),
-            **self.section("extract"),
+            **section,
         )
 
         def run() -> None:

@@ -110,6 +110,7 @@ def scales(name: str) -> Scale:
     settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     # Its box head, res5 on each of 14 x 14 places, takes most of the time: it sees fewer boxes.
     settings["train-extractor regions"] = {"roi-batch": 8, "iterations": 600, "eval-steps": 600}
+    settings["extract regions"] = {"proposals": 100}  # of 25 regions; describing them is the work
     cores = len(os.sched_getaffinity(0))
     return Scale(
         settings,

@@ -1,0 +1,127 @@
+"""Which photos become which maps: one key for each, and no photo under another's key."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from filecmp import cmp
+from pathlib import Path
+from typing import Any
+
+from gridvlp.extract.visual_genome import coco_keys
+from gridvlp.photo_names import photo_keys
+from gridvlp.skip_list import SkipList
+from gridvlp.store import canonical_key
+
+
+@dataclass(frozen=True)
+class Item:
+    """A map to make: its key, and the files that show its photo, first the one to be read."""
+
+    key: str
+    paths: tuple[Path, ...]
+
+
+def select_items(
+    photos: Sequence[Path], part: tuple[int, int] | None, skipped: SkipList
+) -> tuple[list[Item], int]:
+    """The maps of some photos, or of part k of n, in the photos' order.
+
+    Photos of one stem in several folders have keys with their folder's name. Copies of one file,
+    and the two spellings of a COCO name, are one photo. A photo of Visual Genome that is given as
+    COCO's, too, is read only where COCO's file is of no use: a map serves both. The part that a
+    photo belongs to depends on its key alone.
+
+    Args:
+        photos: their files.
+        part: (k, n); None takes all.
+        skipped: takes the files that are another's copy.
+
+    Returns:
+        The maps, and how many photos of Visual Genome are COCO's.
+    """
+    coco = coco_keys(photos)
+    stems = {canonical_key(path.stem) for path in photos}
+    twins: dict[str, list[Path]] = {}
+    own: list[Path] = []
+    for path in photos:
+        if coco.get(path) in stems:
+            twins.setdefault(coco[path], []).append(path)
+        else:
+            own.append(path)
+    distinct, copies = _distinct(own)
+    items = [
+        Item(key, (path, *twins.get(canonical_key(key), ())))
+        for path, key in zip(distinct, photo_keys(distinct), strict=True)
+    ]
+    if part is not None:
+        items = [item for item in items if _in_part(item.key, *part)]
+    kept = {path for item in items for path in item.paths}
+    for path, first in copies.items():
+        if first in kept:
+            skipped.note(str(path), f"the same key as {first}")
+    return items, sum(len(item.paths) - 1 for item in items)
+
+
+def _distinct(photos: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """The photos without copies, and for each copy the file that it is one of."""
+    first_of: dict[str, list[Path]] = {}
+    copies: dict[Path, Path] = {}
+    distinct = []
+    for path in photos:
+        others = first_of.setdefault(canonical_key(path.stem), [])
+        same = next((other for other in others if _same_photo(path, other)), None)
+        if same is None:
+            others.append(path)
+            distinct.append(path)
+        else:
+            copies[path] = same
+    return distinct, copies
+
+
+def _same_photo(one: Path, other: Path) -> bool:
+    """Whether two files of one canonical stem are one photo."""
+    if one.stem != other.stem:  # two spellings of a COCO name, which is of one photo
+        return True
+    try:
+        return cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def _in_part(key: str, part: int, parts: int) -> bool:
+    return zlib.crc32(canonical_key(key).encode(errors="surrogateescape")) % parts == part
+
+
+def stored_mismatch(item: Item, record: Mapping[str, Any]) -> str | None:
+    """Why the map that a store has under an item's key is not of its photo; None where it is.
+
+    The file's size in bytes tells a photo from a changed one, and the same photo in a folder that
+    was moved from another photo of that name.
+
+    Args:
+        item: the photo.
+        record: the facts of the map; without source or source_bytes it is taken for the photo's.
+    """
+    source, size = record.get("source"), record.get("source_bytes")
+    if not isinstance(source, str) or not isinstance(size, int):
+        return None
+    sizes = []
+    for path in item.paths:
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:
+            continue
+    if not sizes or size in sizes:
+        return None
+    tail = Path(source).parts[-2:]
+    if any(path.parts[-2:] == tail for path in item.paths):
+        return (
+            f"the file has changed since it was extracted ({size:,} bytes then, {sizes[0]:,} now): "
+            "extract it into another store"
+        )
+    return (
+        f"the store has another photo under the key {item.key} ({source}): extract the folders of "
+        "both in one command, which tells them apart, into another store"
+    )
