@@ -418,6 +418,17 @@ def train_extractor(**values: Any) -> None:
     help="Most regions of a photo, by a C4 detector, in place of grid maps; 100 as published.",
 )
 @click.option(
+    "--proposals",
+    default=EXTRACT.proposals,
+    help="Boxes of which --regions are chosen; fewer take less time and leave fewer regions.",
+)
+@click.option(
+    "--skip-limit",
+    default=EXTRACT.skip_limit,
+    help="Stop when so many photos in a row, or most of at least twice as many, are of no use; "
+    "0: never.",
+)
+@click.option(
     "--num-shards",
     type=int,
     show_default="torchrun's WORLD_SIZE, or 1",
@@ -475,6 +486,31 @@ def verify(store: str | Path, threads: int) -> None:
             )
         )
     click.echo(f"All {len(maps):,} maps in {store} are whole.")
+
+
+@cli.command()
+@store_argument
+@click.option(
+    "--images", type=FOLDER, multiple=True, required=True, help="Folder of the store's photos."
+)
+@click.option("--weights", default=EXTRACT.weights, help="The encoder that filled the store.")
+@click.option("--maps", default=8, help="Maps to make again, drawn at random.")
+@click.option("--seed", default=0, help="Of the draw.")
+def audit(store: str | Path, images: tuple[Path, ...], **values: Any) -> None:
+    """Extract some maps of STORE again and report how far each is from the stored one."""
+    from gridvlp.extract.audit import audit as run
+
+    outcome = run(store, tuple(map(_photos, images)), say=click.echo, **values)
+    for line in outcome.lines():
+        click.echo(line)
+    if outcome.wrong or not outcome.errors:
+        raise UserError(
+            f"{len(outcome.wrong):,} of {len(outcome.errors):,} maps of {store} are not those of "
+            "their photos: extract again into another store."
+            if outcome.errors
+            else f"No map of {store} could be made again."
+        )
+    click.echo(f"All {len(outcome.errors):,} maps are those of their photos.")
 
 
 @cli.command()
@@ -543,6 +579,12 @@ features_option = click.option(
     multiple=True,
     default=[STORE],
     help="Feature store, a folder or a URL (s3://, gs://, https://); several are read as one.",
+)
+other_recipe_option = click.option(
+    "--other-recipe",
+    is_flag=True,
+    help="Read maps that were made otherwise than those of the model's training (size, precision, "
+    "dtype, weights), and say how.",
 )
 data_option = click.option(
     "--data", type=FOLDER, default=Path("data"), help="Folder of annotations."
@@ -683,6 +725,7 @@ TRAINING = (
     is_flag=True,
     help="Train on images of the tasks' validation and test splits, too.",
 )
+@other_recipe_option
 @training_options(per_task=False)
 def pretrain(features: tuple[str | Path, ...], init: str | None, grids: str, **values: Any) -> None:
     """Pre-train the fusion model: masked words, image-text matching, image QA."""
@@ -750,6 +793,7 @@ def pretrain(features: tuple[str | Path, ...], init: str | None, grids: str, **v
 @click.option(
     "--head-lr-multiplier", default=1.0, help="Learning rate of the answer head over the encoder's."
 )
+@other_recipe_option
 @training_options(per_task=True)
 def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None:
     """Fine-tune on TASK: vqa, gqa, nlvr2, or a file of Python with a task of your own."""
@@ -800,6 +844,7 @@ def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None
     default="auto",
     help="auto: bfloat16 where the hardware multiplies in it.",
 )
+@other_recipe_option
 @click.option("--withheld", is_flag=True, help="Score with the image withheld (grids zeroed), too.")
 def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> None:
     """Score a fine-tuned model on a split and write its predictions file."""
@@ -856,6 +901,7 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
 @click.option(
     "--size", show_default="the encoder's own", help="Shorter x longest side for --image."
 )
+@other_recipe_option
 @click.option("--top", default=5, help="Answers to show.")
 @click.option(
     "--picture", type=FOLDER, show_default="none", help="PNG that shows where the model looked."
@@ -871,6 +917,7 @@ def predict(
     size: str | None,
     top: int,
     picture: Path | None,
+    other_recipe: bool,
 ) -> None:
     """Answer a question about a photo, or judge a statement about two (TASK: vqa, gqa, nlvr2)."""
     from gridvlp.train.tasks import get_task
@@ -884,16 +931,10 @@ def predict(
     run = run or Path("runs") / f"finetune-{own.name}"
     with tempfile.TemporaryDirectory() as folder:
         if images:
-            from gridvlp.extract.extraction import extract as run_extract
-
             features = Path(folder) / "store.zarr"
-            encoder = replace(EXTRACT, images=images, out=features, weights=weights, size=size)
-            report = run_extract(encoder, lambda line: None)
-            for path, reason in report.skipped.items():
-                raise UserError(f"{path} cannot be used: {reason}.")
-            keys = tuple(path.stem for path in images)
+            keys = _extract_photos(images, run, features, weights, size)
         store = FeatureStore(features)
-        found = answer(run, task, question, keys, store, top)
+        found = answer(run, task, question, keys, store, top, other_recipe, click.echo)
         for name, chance in found.answers:
             click.echo(f"{100 * chance:5.1f}%  {name}")
         if picture is not None:
@@ -1007,6 +1048,23 @@ def reproduce(
     click.echo((out / f"table-{table}.md").read_text())
 
 
+def _extract_photos(
+    images: tuple[Path, ...], run: Path, out: Path, weights: str, size: str | None
+) -> tuple[str, ...]:
+    """Extract photos as the maps of a run's training were; returns their keys."""
+    from gridvlp.extract.extraction import extract, options_of_recipe
+    from gridvlp.train.checkpoints import load_config, model_folder
+
+    recipe = load_config(model_folder(run)).grid_recipe if run.exists() else None
+    options = replace(EXTRACT, images=images, out=out, weights=weights)
+    if recipe is not None:
+        options = options_of_recipe(options, recipe)
+    report = extract(options if size is None else replace(options, size=size), lambda line: None)
+    for path, reason in report.skipped.reasons.items():
+        raise UserError(f"{path} cannot be used: {reason}.")
+    return report.keys
+
+
 # --- shared ----------------------------------------------------------------------------------
 
 
@@ -1043,7 +1101,7 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
         return
     store, own = FeatureStore(STORE), get_task(task)
     about = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
-    if store.kind != "grids" or store.encoder.get("weights_sha256") != about["weights_sha256"]:
+    if store.encoder.get("weights_sha256") != about["weights_sha256"] or not store.can_grow:
         return  # maps of another encoder, which this one's cannot join
     own.build_answers(data)
     wanted: set[str] = set()
@@ -1065,10 +1123,10 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
             f"are in {', '.join(map(str, folders))} first."
         )
         from gridvlp.extract.extraction import extract as run
+        from gridvlp.extract.extraction import options_of_recipe
 
-        resize = store.encoder["resize"]
-        size = f"{resize['shorter']}x{resize['longest']}"
-        for line in run(ExtractOptions(photos, STORE, size=size), click.echo).lines():
+        options = options_of_recipe(replace(EXTRACT, images=photos, out=STORE), store.recipe)
+        for line in run(options, click.echo).lines():
             click.echo(line)
 
 

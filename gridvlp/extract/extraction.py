@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +44,7 @@ class ExtractReport:
     twins: int = 0  # photos of Visual Genome left out, because they are given as COCO's
     twins_used: int = 0  # of these, read after all, because COCO's file is of no use
     few: int = 0  # photos with fewer regions than asked for
+    keys: tuple[str, ...] = ()  # in the order of the photos
     part: tuple[int, int] | None = None
     regions: int | None = None
     skipped: SkipList = field(default_factory=SkipList)
@@ -140,6 +142,7 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
     try:
         with _open(options, encoder, recipe, say) as writer:
             items, report.twins = select_items(files.paths, options.part, skipped)
+            report.keys = tuple(item.key for item in items)
             report.found = len(items) + len(skipped)
             _fill(writer, items, encoder, parse_size(size), report, options)
     except torch.OutOfMemoryError as error:
@@ -171,6 +174,24 @@ def recipe_of_encoder(weights: Weights, encoder: Encoder, size: str) -> Recipe:
         Resize(*parse_size(size)),
         str(encoder.dtype).removeprefix("torch."),
         regions=regions,
+    )
+
+
+def options_of_recipe(options: ExtractOptions, recipe: Mapping[str, Any]) -> ExtractOptions:
+    """Options with which ``extract`` makes maps of a store's recipe.
+
+    Raises:
+        UserError: the store's features were made otherwise.
+    """
+    made = Recipe.from_encoder({"name": "", **recipe["encoder"]}, "The store")
+    regions = made.regions
+    return replace(
+        options,
+        size=made.resize.text,
+        precision=made.precision,
+        dtype=recipe["dtype"],
+        regions=regions.most if regions else None,
+        proposals=regions.proposals if regions else options.proposals,
     )
 
 

@@ -50,11 +50,8 @@ def select_items(
             twins.setdefault(coco[path], []).append(path)
         else:
             own.append(path)
-    distinct, copies = _distinct(own)
-    items = [
-        Item(key, (path, *twins.get(canonical_key(key), ())))
-        for path, key in zip(distinct, photo_keys(distinct), strict=True)
-    ]
+    items, copies = _distinct(own)
+    items = [Item(item.key, (*item.paths, *twins.get(item.key, ()))) for item in items]
     if part is not None:
         items = [item for item in items if _in_part(item.key, *part)]
     kept = {path for item in items for path in item.paths}
@@ -64,26 +61,36 @@ def select_items(
     return items, sum(len(item.paths) - 1 for item in items)
 
 
-def _distinct(photos: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
-    """The photos without copies, and for each copy the file that it is one of."""
-    first_of: dict[str, list[Path]] = {}
+def _distinct(photos: Sequence[Path]) -> tuple[list[Item], dict[Path, Path]]:
+    """The photos without copies, and for each copy the file that it is one of.
+
+    Two files are one photo where their names say so, and where they have one stem and the same
+    bytes.
+    """
     copies: dict[Path, Path] = {}
-    distinct = []
-    for path in photos:
-        others = first_of.setdefault(canonical_key(path.stem), [])
-        same = next((other for other in others if _same_photo(path, other)), None)
+    by_name = _by_key(photos, copies)
+    by_stem: dict[str, list[Path]] = {}
+    for path in by_name.values():
+        others = by_stem.setdefault(path.stem, [])
+        same = next((other for other in others if _same_bytes(path, other)), None)
         if same is None:
             others.append(path)
-            distinct.append(path)
         else:
             copies[path] = same
-    return distinct, copies
+    left = [path for path in by_name.values() if path not in copies]
+    return [Item(key, (path,)) for key, path in _by_key(left, copies).items()], copies
 
 
-def _same_photo(one: Path, other: Path) -> bool:
-    """Whether two files of one canonical stem are one photo."""
-    if one.stem != other.stem:  # two spellings of a COCO name, which is of one photo
-        return True
+def _by_key(photos: Sequence[Path], copies: dict[Path, Path]) -> dict[str, Path]:
+    """The first photo of each key; further ones are put among the copies."""
+    first: dict[str, Path] = {}
+    for path, key in zip(photos, photo_keys(photos), strict=True):
+        if first.setdefault(key, path) is not path:
+            copies[path] = first[key]
+    return first
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
     try:
         return cmp(one, other, shallow=False)
     except OSError:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from gridvlp.errors import UserError, first_line
 from gridvlp.store import FeatureStore
+from gridvlp.store.recipe import differences_text, recipe_differences
 from gridvlp.train.answers import normalize_answer
 from gridvlp.train.model import (
     AnswerHead,
@@ -171,6 +172,7 @@ def start_pretraining(
     pieces: int,
     answers: Sequence[str] | None,
     say: Callable[[str], object],
+    other_recipe: bool = False,
 ) -> tuple[GridVLPForPreTraining, list[str]]:
     """The model to pre-train, from a plain BERT's weights or from one of ours.
 
@@ -180,6 +182,7 @@ def start_pretraining(
         pieces: word pieces of the tokenizer.
         answers: the answer classes; None keeps those of the folder.
         say: called with lines for the person at the keyboard.
+        other_recipe: as for ``check_recipe``.
 
     Returns:
         The model and the names of the parameters that started fresh.
@@ -206,7 +209,7 @@ def start_pretraining(
             say=say,
             **changes,
         )
-    check_encoder(config, store, folder)
+    check_recipe(config, store, folder, other_recipe, say)
     if GridVLPForPreTraining.__name__ in (config.architectures or ()):
         new = () if config.answers else ("answering.",)
         return load_model(GridVLPForPreTraining, folder, new=new, say=say, **changes)
@@ -224,6 +227,7 @@ def start_task(
     modalities: int,
     fresh: bool,
     say: Callable[[str], object],
+    other_recipe: bool = False,
 ) -> TaskModel:
     """The model to fine-tune, from a pre-trained or fine-tuned one of ours or a plain BERT.
 
@@ -237,6 +241,7 @@ def start_task(
         modalities: how many modalities a sequence has: 2, or 3 with two images.
         fresh: take the sizes alone and begin from scratch.
         say: called with lines for the person at the keyboard.
+        other_recipe: as for ``check_recipe``.
 
     Raises:
         UserError: no such model, or one that does not fit the maps.
@@ -244,7 +249,7 @@ def start_task(
     config = load_config(folder)
     new: tuple[str, ...] = ()
     if is_ours(config):
-        check_encoder(config, store, folder)
+        check_recipe(config, store, folder, other_recipe, say)
     else:
         new = OF_BERT
     changes = {**_of_store(store), "type_vocab_size": max(modalities, config.type_vocab_size)}
@@ -274,7 +279,8 @@ def start_task(
 def _of_store(store: FeatureStore) -> dict[str, Any]:
     return {
         "grid_channels": store.channels,
-        "grid_encoder": encoder_identity(store),
+        "grid_recipe": store.recipe,
+        "grid_encoder": None,
         "regions": store.kind == "regions",
     }
 
@@ -317,16 +323,24 @@ def model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def encoder_identity(store: FeatureStore) -> dict[str, Any]:
-    """What must be the same in every store that a model reads: the encoder and its weights."""
-    return {name: store.encoder.get(name) for name in ("name", "weights_sha256")}
+def check_recipe(
+    config: GridVLPConfig,
+    store: FeatureStore,
+    origin: str | Path,
+    other: bool = False,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Refuse maps of another recipe than that of the maps that the model was trained on.
 
-
-def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: str | Path) -> None:
-    """Refuse maps of another encoder than the one that the model was trained on.
+    Args:
+        config: the model's.
+        store: the maps that it is to read.
+        origin: names the model in an error.
+        other: another recipe is wanted: say what differs and go on.
+        say: called with that line.
 
     Raises:
-        UserError: the encoders or their channels differ.
+        UserError: grids and regions differ, or the channels; or the recipes, unless ``other``.
     """
     ours, theirs = ("regions" if config.regions else "grids"), store.kind
     if ours != theirs:
@@ -339,8 +353,23 @@ def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: str | Path
             f"The model in {origin} reads grids of {config.grid_channels} channels; the store has "
             f"{store.channels}. Extract with the encoder that the model was pre-trained on."
         )
-    if config.grid_encoder not in (None, encoder_identity(store)):
+    if config.grid_recipe is not None:
+        trained, read = config.grid_recipe, store.recipe
+    elif config.grid_encoder is not None:  # a model of an earlier version
+        trained = config.grid_encoder
+        read = {name: store.encoder.get(name) for name in trained}
+    else:
+        return
+    differences = recipe_differences(trained, read)
+    if not differences:
+        return
+    text = (
+        f"The model in {origin} was trained on maps of another recipe than the store's "
+        f"({differences_text(differences)})"
+    )
+    if not other:
         raise UserError(
-            f"The model in {origin} was trained on maps of another encoder "
-            f"({config.grid_encoder}) than the store's ({encoder_identity(store)})."
+            f"{text}. Extract as those maps were made, or read these all the same with "
+            "--other-recipe."
         )
+    say(f"{text}: wanted, by --other-recipe.")

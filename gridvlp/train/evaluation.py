@@ -15,7 +15,7 @@ from typing import Any
 from gridvlp.errors import UserError
 from gridvlp.run_folder import write_json, write_text
 from gridvlp.store import FeatureStore
-from gridvlp.train.checkpoints import check_encoder, load_model, model_folder
+from gridvlp.train.checkpoints import check_recipe, load_model, model_folder
 from gridvlp.train.model import TASK_MODELS, TaskModel, choose_attention
 from gridvlp.train.task_batches import Predictions, predict, read_splits
 from gridvlp.train.tasks import get_task
@@ -48,6 +48,7 @@ def evaluate(
     batch_size: int = 64,
     precision: str = "auto",
     withheld: bool = False,
+    other_recipe: bool = False,
     say: Callable[[str], object] = print,
 ) -> Evaluation:
     """Score a fine-tuned model on a split and write its answers as the task's servers want them.
@@ -66,6 +67,7 @@ def evaluate(
         batch_size: examples at a time; does not change the answers.
         precision: auto, float32 or bfloat16.
         withheld: score the same model with all grids zeroed, too.
+        other_recipe: read maps of another recipe than those of training; say what differs.
         say: called with lines for the person at the keyboard.
 
     Returns:
@@ -78,7 +80,7 @@ def evaluate(
     say = first_only(say, accelerator)
     model, task, options = load_finetuned(run, task_name)
     store = FeatureStore(features or tuple(options["features"]))
-    check_encoder(model.config, store, run)
+    check_recipe(model.config, store, run, other_recipe, say)
     data = data or Path(options["data"])
     examples, skipped = read_splits(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))

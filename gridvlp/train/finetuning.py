@@ -137,7 +137,10 @@ def _start_model(
     answers = task.build_answers(options.data)
     modalities = 1 + (task.images_per_example if task.head == "triplet" else 1)
     kind = TASK_MODELS[task.head]
-    model = start_task(kind, folder, store, answers, modalities, options.fresh, say)
+    model = start_task(
+        *(kind, folder, store, answers, modalities, options.fresh, say),
+        other_recipe=options.other_recipe,
+    )
     return model, Encoder(load_tokenizer(folder))
 
 

@@ -39,14 +39,16 @@ class GridVLPConfig(BertConfig):
     ``type_vocab_size`` counts the modalities: text is 0 (BERT's sentence A), image is 1, the
     second of two images that share a sequence 2.
     ``answers`` are the class names of the answer head, in the order of its rows;
-    ``grid_encoder`` is the encoder whose maps the model was trained on; ``regions`` says that the
-    maps are regions with boxes and not grids.
+    ``grid_recipe`` is the recipe of the maps that the model was trained on (gridvlp.store.recipe);
+    older models have ``grid_encoder``, the name and weights of the encoder alone. ``regions`` says
+    that the maps are regions with boxes and not grids.
     """
 
     model_type = "gridvlp"
 
     grid_channels: int = 2048
     answers: list[str] | None = None
+    grid_recipe: dict[str, Any] | None = None
     grid_encoder: dict[str, Any] | None = None
     regions: bool = False
 

@@ -33,7 +33,7 @@ def write_card(
         figures: of the kept epoch.
     """
     options, facts, environment = (record[name] for name in ("options", "facts", "environment"))
-    encoder = config.grid_encoder or {}
+    encoder = facts.get("encoder") or config.grid_encoder or {}
     measured = {name: value for name, value in figures.items() if name not in ("epoch", "step")}
     lines = [
         "---",

@@ -20,7 +20,7 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import encoder_identity, start_pretraining
+from gridvlp.train.checkpoints import start_pretraining
 from gridvlp.train.corpora import Corpus
 from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
@@ -371,7 +371,8 @@ def _make_model(
     if options.init is not None:
         tokenizer = load_tokenizer(options.vocabulary or options.init)
         model, fresh = start_pretraining(
-            options.init, store, len(tokenizer), corpus.answers, told.append
+            *(options.init, store, len(tokenizer), corpus.answers, told.append),
+            other_recipe=options.other_recipe,
         )
         told.append(f"Weights from {options.init}; fresh: {', '.join(fresh) or 'nothing'}.")
     else:
@@ -392,7 +393,7 @@ def _make_model(
             attention_probs_dropout_prob=options.dropout,
             initializer_range=options.initializer_range,
             grid_channels=store.channels,
-            grid_encoder=encoder_identity(store),
+            grid_recipe=store.recipe,
             regions=store.kind == "regions",
             answers=answers,
         )

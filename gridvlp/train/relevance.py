@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 from gridvlp import json_files
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
-from gridvlp.train.checkpoints import check_encoder, model_folder
+from gridvlp.train.checkpoints import check_recipe, model_folder
 from gridvlp.train.evaluation import load_finetuned
 from gridvlp.train.task_batches import make_batch
 from gridvlp.train.tasks.task import Example, Task
@@ -31,16 +31,23 @@ class Explanation:
 
 
 def answer(
-    run: Path, task_name: str, question: str, keys: Sequence[str], store: FeatureStore, top: int = 5
+    run: Path,
+    task_name: str,
+    question: str,
+    keys: Sequence[str],
+    store: FeatureStore,
+    top: int = 5,
+    other_recipe: bool = False,
+    say: Callable[[str], object] = print,
 ) -> Explanation:
     """Answer a question of one's own about images of a store, with a fine-tuned run.
 
     Raises:
         UserError: no such run, another number of images than the task takes, no such map, or maps
-            of another encoder than the run's.
+            of another recipe than the run's, unless ``other_recipe``.
     """
     model, task, _ = load_finetuned(run, task_name)
-    check_encoder(model.config, store, run)
+    check_recipe(model.config, store, run, other_recipe, say)
     if len(keys) != task.images_per_example:
         raise UserError(
             f"{task_name} takes {task.images_per_example} images; {len(keys)} were given."

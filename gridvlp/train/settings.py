@@ -84,6 +84,9 @@ FINE_TUNING: dict[str, TrainingSettings] = {
 }
 
 
+FREE = ("training", "run", "other_recipe")  # what does not decide a run's result by itself
+
+
 @dataclass(frozen=True)
 class PreTrainingOptions:
     """What ``gridvlp pretrain`` is told; the defaults are the paper's (4.2) where it gives them."""
@@ -103,6 +106,7 @@ class PreTrainingOptions:
     dropout: float = 0.1
     initializer_range: float = 0.02  # BERT's, for its width; a narrow model wants 1/sqrt(width)
     allow_leakage: bool = False
+    other_recipe: bool = False  # of the maps than that of --init's
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             learning_rate=1e-4,  # paper 4.2
@@ -124,7 +128,7 @@ class PreTrainingOptions:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; a resumed run must have the same."""
-        named = {k: v for k, v in vars(self).items() if k not in ("training", "run")}
+        named = {k: v for k, v in vars(self).items() if k not in FREE}
         return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
 
 
@@ -144,6 +148,7 @@ class FineTuningOptions:
     valid_split: str | None = None
     head: str | None = None  # of nlvr2
     loss: str | None = None  # of gqa
+    other_recipe: bool = False  # of the maps than that of --init's
 
     @property
     def own(self) -> dict[str, str]:
@@ -153,5 +158,5 @@ class FineTuningOptions:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; a resumed run must have the same."""
-        named = {k: v for k, v in vars(self).items() if k not in ("training", "run")}
+        named = {k: v for k, v in vars(self).items() if k not in FREE}
         return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
