@@ -142,20 +142,21 @@ def in_memory(
     weights: Any, photos: tuple[Path, ...], size: tuple[int, int], batch_size: int, regions: bool
 ) -> float:
     """Seconds per photo of extraction's own batches and streams, on pixels that are there."""
-    from gridvlp.extract import extraction
+    from gridvlp.extract import encoding
     from gridvlp.extract.encoder import FrozenEncoder
     from gridvlp.extract.photos import read_photo
     from gridvlp.extract.regions import RegionEncoder
 
     encoder = RegionEncoder(weights, REGIONS) if regions else FrozenEncoder(weights)
-    read = [(path, read_photo(path, size)) for path in photos]
+    first, *read = [read_photo(path, size).pixels_HW3 for path in photos]
+    sizes = [pixels_HW3.shape[:2] for pixels_HW3 in read]
     pixels = [
-        torch.from_numpy(np.stack([read[1:][place][1].pixels_HW3 for place in places]))
-        for places in extraction._batches(read[1:], encoder, batch_size)
+        torch.from_numpy(np.stack([read[place] for place in places]))
+        for places in encoding._batches(sizes, encoder, batch_size)
     ]
     threads = torch.get_num_threads()
     streams = min(threads, len(pixels)) if encoder.device.type == "cpu" else 1
-    encoder(torch.from_numpy(read[0][1].pixels_HW3.copy())[None])
+    encoder(torch.from_numpy(first.copy())[None])
     with ThreadPoolExecutor(
         streams, initializer=torch.set_num_threads, initargs=(threads // streams,)
     ) as pool:

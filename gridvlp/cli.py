@@ -1060,7 +1060,7 @@ def _extract_photos(
     if recipe is not None:
         options = options_of_recipe(options, recipe)
     report = extract(options if size is None else replace(options, size=size), lambda line: None)
-    for path, reason in report.skipped.reasons.items():
+    for path, reason in report.skipped.items():
         raise UserError(f"{path} cannot be used: {reason}.")
     return report.keys
 

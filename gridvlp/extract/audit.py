@@ -143,9 +143,7 @@ def _drawn(
     sources = {keys[place]: store.record(keys[place]).get("source") for place in order[: 8 * maps]}
     names = {key: source for key, source in sources.items() if isinstance(source, str)}
     paths, _ = match_files([_end(name) for name in names.values()], photos)
-    items = [
-        Item(key, (path,)) for key, path in zip(names, paths, strict=True) if path is not None
-    ]
+    items = [Item(key, (path,)) for key, path in zip(names, paths, strict=True) if path is not None]
     outcome.missing = len(sources) - len(items)
     if not items:
         raise UserError(
@@ -161,11 +159,13 @@ def _end(source: str) -> str:
 
 
 def _relative_error(stored_CHW: np.ndarray, again_CHW: np.ndarray, regions: bool) -> float:
-    """||again - stored|| / ||stored||; regions are compared each with its nearest."""
+    """||again - stored|| / ||stored||; of regions the median, each beside the nearest one."""
+    again_CHW = again_CHW.astype(np.float32)
     if regions:
-        stored_NC, again_NC = stored_CHW[:, 0].T, again_CHW[:, 0].T.astype(np.float32)
-        similar_NN = stored_NC @ again_NC.T
-        again_CHW, stored_CHW = again_NC[similar_NN.argmax(1)], stored_NC
+        stored_NC, again_NC = stored_CHW[:, 0].T, again_CHW[:, 0].T
+        errors_NN = np.linalg.norm(stored_NC[:, None] - again_NC[None], axis=-1)
+        norms_N = np.maximum(np.linalg.norm(stored_NC, axis=1), 1e-12)
+        return float(np.median(errors_NN.min(1) / norms_N))
     if stored_CHW.shape != again_CHW.shape:
         return float("inf")
     return float(np.linalg.norm(again_CHW - stored_CHW) / max(np.linalg.norm(stored_CHW), 1e-12))

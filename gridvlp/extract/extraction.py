@@ -47,11 +47,16 @@ class ExtractReport:
     keys: tuple[str, ...] = ()  # in the order of the photos
     part: tuple[int, int] | None = None
     regions: int | None = None
-    skipped: SkipList = field(default_factory=SkipList)
+    skip_list: SkipList = field(default_factory=SkipList)
     passed_over: Counter[str] = field(default_factory=Counter)  # files by suffix
     rules: Counter[str] = field(default_factory=Counter)  # photos by rule of decoding
     seconds: float = 0.0
     statistics: FeatureStatistics = field(default_factory=FeatureStatistics)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The reason of each file that was left out, by its path."""
+        return self.skip_list.reasons
 
     def lines(self) -> list[str]:
         """The report, to be printed."""
@@ -62,7 +67,7 @@ class ExtractReport:
             f"{self.seconds:.0f} s ({rate:.1f} photos/s), {self.already_there:,} there already, "
             f"{len(self.skipped):,} skipped."
         ]
-        for reason, count in self.skipped.kinds():
+        for reason, count in self.skip_list.kinds():
             lines.append(f"  skipped {count:,}: {reason}")
         if self.skipped:
             lines.append(f"  each is listed in {skipped_file(self.store, self.part)}")
@@ -135,7 +140,7 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         *(options.out,),
         part=options.part,
         regions=options.regions,
-        skipped=skipped,
+        skip_list=skipped,
         passed_over=files.passed_over,
     )
     start = time.monotonic()
@@ -246,7 +251,7 @@ def version_changes(earlier: list[dict[str, str]], now: dict[str, str]) -> list[
 
 def _list_skipped(report: ExtractReport) -> None:
     listed = skipped_file(report.store, report.part)
-    lines = "".join(f"{path}\t{why}\n" for path, why in report.skipped.reasons.items())
+    lines = "".join(f"{path}\t{why}\n" for path, why in report.skipped.items())
     try:
         write_text(listed, lines)
     except OSError as error:
@@ -272,18 +277,18 @@ def _fill(
         for outcome in outcomes:
             bar.advance()
             for path, reason in outcome.failures.items():
-                report.skipped.note(str(path), reason)
+                report.skip_list.note(str(path), reason)
             encoded = outcome.encoded
             if encoded is None:
                 path, reason = next(iter(outcome.failures.items()))
-                report.skipped.add(str(path), reason)
+                report.skip_list.add(str(path), reason)
                 continue
             try:
                 writer.add(outcome.item.key, **encoded.features, **encoded.facts)
             except MapError as error:
-                report.skipped.add(encoded.facts["source"], str(error))
+                report.skip_list.add(encoded.facts["source"], str(error))
                 continue
-            report.skipped.take()
+            report.skip_list.take()
             report.statistics.add(encoded.statistics)
             report.rules.update(encoded.rules)
             report.few += encoded.features["grid_map"].shape[2] < (report.regions or 0)
@@ -309,7 +314,7 @@ class _StoredSizes:
             record = self.store.record(item.key)
             mismatch = stored_mismatch(item, record)
             if mismatch:
-                self.report.skipped.note(str(item.paths[0]), mismatch)
+                self.report.skip_list.note(str(item.paths[0]), mismatch)
             else:
                 self.report.already_there += 1
             height, width = record.get("resized_size", (1, 1))

@@ -51,7 +51,9 @@ def select_items(
         else:
             own.append(path)
     items, copies = _distinct(own)
-    items = [Item(item.key, (*item.paths, *twins.get(item.key, ()))) for item in items]
+    items = [
+        Item(item.key, (*item.paths, *twins.get(canonical_key(item.key), ()))) for item in items
+    ]
     if part is not None:
         items = [item for item in items if _in_part(item.key, *part)]
     kept = {path for item in items for path in item.paths}
@@ -78,7 +80,14 @@ def _distinct(photos: Sequence[Path]) -> tuple[list[Item], dict[Path, Path]]:
         else:
             copies[path] = same
     left = [path for path in by_name.values() if path not in copies]
-    return [Item(key, (path,)) for key, path in _by_key(left, copies).items()], copies
+    return [
+        Item(_as_named(key, path), (path,)) for key, path in _by_key(left, copies).items()
+    ], copies
+
+
+def _as_named(key: str, path: Path) -> str:
+    """The stem itself where it is the key in another spelling: stores keep files' own names."""
+    return path.stem if key == canonical_key(path.stem) else key
 
 
 def _by_key(photos: Sequence[Path], copies: dict[Path, Path]) -> dict[str, Path]:

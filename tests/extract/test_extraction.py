@@ -80,10 +80,10 @@ def test_store_says_what_made_it(photo_folder: Path, tmp_path: Path) -> None:
     assert about["weights_sha256"] == read_weights("random", "x50", 0.125).sha256
     assert about["precision"] == "float32"
     assert about["stride"] == 32
-    assert about["channel_order"] == "BGR"
+    assert about["architecture"]["channel_order"] == "BGR"
     assert (about["resize"]["shorter"], about["resize"]["longest"]) == (64, 128)
-    assert about["pixel_mean"] == [103.53, 116.28, 123.675]
-    assert about["versions"]["torch"]
+    assert about["architecture"]["pixel_mean"] == [103.53, 116.28, 123.675]
+    assert about["tf32"] is False
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 3, "workers": 5}])
@@ -182,8 +182,8 @@ def test_only_what_is_new_is_added(photo_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"size": "96x128"}, "another resize"),
-        ({"backbone": "r50"}, "another weights_sha256"),
+        ({"size": "96x128"}, r"resize.shorter: 64 and 96 now"),
+        ({"backbone": "r50"}, "weights_sha256: "),
         ({"width": 0.25}, "channels"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_changed_encoder_is_refused(
 def test_a_changed_precision_is_refused(photo_folder: Path, tmp_path: Path) -> None:
     few = tuple(sorted(photo_folder.rglob("*.png"))[:2])
     extract(options(tmp_path, images=few), quiet)
-    with pytest.raises(UserError, match="another precision"):
+    with pytest.raises(UserError, match="precision: 'float32' and 'bfloat16'"):
         extract(options(tmp_path, precision="auto"), quiet)
 
 
@@ -213,14 +213,14 @@ def test_interrupted_run_keeps_what_it_wrote(
 ) -> None:
     """Ctrl-C in the second window: the first is in the store, and the end is the same."""
     extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
-    photos = extraction.encode_photos
+    photos = extraction.encode_items
 
     def interrupt(*arguments: Any) -> Iterator[Any]:
         yield from islice(photos(*arguments), 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "encode_photos", interrupt)
+        patch.setattr(extraction, "encode_items", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(options(tmp_path), quiet)
     assert len(FeatureStore(tmp_path / "store.zarr")) == 4
@@ -237,10 +237,10 @@ from pathlib import Path
 import torch
 torch.cuda.is_available = lambda: False
 torch.set_num_threads(1)
-from gridvlp.extract import extraction
+from gridvlp.extract import encoding, extraction
 from gridvlp.extract.settings import ExtractOptions
 from gridvlp.extract.statistics import FeatureStatistics
-extraction.WINDOW, extraction.SAVE_SECONDS = 1, 0.0
+encoding.WINDOW, extraction.SAVE_SECONDS = 1, 0.0
 folder, *part = sys.argv[1:]
 folder = Path(folder)
 num_shards, shard = map(int, part) if part else (None, None)
@@ -447,3 +447,157 @@ def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
     report = extract(options(tmp_path, images=(shared_data / "nlvr2" / "images",)), quiet)
     assert report.written == report.found == 24
     assert not report.skipped
+
+
+def bits_of(path: Path) -> dict[str, bytes]:
+    return {key: map_CHW.tobytes() for key, map_CHW in maps_of(path).items()}
+
+
+@pytest.mark.parametrize("ends", [1, 3, 7, 11])
+def test_an_interrupted_run_leaves_the_same_bits(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int
+) -> None:
+    """Wherever it ended, batches are those of the uninterrupted run; a bad photo moves none."""
+    (photo_folder / "a" / "empty.jpg").touch()
+    extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
+    encode = extraction.encode_items
+
+    def interrupt(*arguments: Any) -> Iterator[Any]:
+        yield from islice(encode(*arguments), ends)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "encode_items", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract(options(tmp_path), quiet)
+    there = len(FeatureStore(tmp_path / "store.zarr"))
+    assert there in (ends - 1, ends)
+    report = extract(options(tmp_path), quiet)
+    assert (report.written, report.already_there) == (12 - there, there)
+    assert bits_of(tmp_path / "store.zarr") == bits_of(tmp_path / "whole.zarr")
+    assert extract(options(tmp_path), quiet).written == 0
+
+
+def test_a_run_in_parts_leaves_each_part_the_same_bits(photo_folder: Path, tmp_path: Path) -> None:
+    for shard in (0, 1):
+        extract(options(tmp_path, out=tmp_path / "a.zarr", num_shards=2, shard=shard), quiet)
+    for shard in (1, 0):
+        extract(options(tmp_path, out=tmp_path / "b.zarr", num_shards=2, shard=shard), quiet)
+    assert bits_of(tmp_path / "a.zarr") == bits_of(tmp_path / "b.zarr")
+
+
+def test_photos_of_one_name_in_two_folders_are_two_photos(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    one, two, three = sorted(photo_folder.rglob("*.png"))[:3]
+    for folder, source in (("cam1", one), ("cam2", two), ("cam3", one)):
+        (tmp_path / "cams" / folder).mkdir(parents=True)
+        shutil.copy(source, tmp_path / "cams" / folder / "0001.png")
+    shutil.copy(three, tmp_path / "cams" / "cam1" / "0002.png")
+    report = extract(options(tmp_path, images=(tmp_path / "cams",)), quiet)
+    assert (report.found, report.written) == (4, 3)
+    assert list(report.skipped.values()) == [f"the same key as {tmp_path}/cams/cam1/0001.png"]
+    found = maps_of(report.store)
+    assert list(found) == ["cam1/0001", "0002", "cam2/0001"]
+    alone = extract(options(tmp_path, images=(one, two), out=tmp_path / "alone.zarr"), quiet)
+    expected = maps_of(alone.store)
+    assert np.allclose(found["cam1/0001"], expected[one.stem], rtol=2e-3, atol=1e-4)
+    assert np.allclose(found["cam2/0001"], expected[two.stem], rtol=2e-3, atol=1e-4)
+
+
+def test_another_photo_never_passes_for_one_that_is_there(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    one, two = sorted(photo_folder.rglob("*.png"))[:2]
+    for folder, source in (("cam1", one), ("cam2", two)):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "0001.png")
+    extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
+    with pytest.raises(UserError, match="another photo under the key 0001"):
+        extract(options(tmp_path, images=(tmp_path / "cam2",)), quiet)
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "cam1" / "0001.png", tmp_path / "moved" / "0001.png")
+    assert extract(options(tmp_path, images=(tmp_path / "moved",)), quiet).already_there == 1
+    shutil.copy(two, tmp_path / "cam1" / "0001.png")
+    with pytest.raises(UserError, match="has changed since it was extracted"):
+        extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "absent"])
+def test_visual_genomes_copy_stands_in_for_a_file_of_cocos(
+    photo_folder: Path, tmp_path: Path, fault: str
+) -> None:
+    own = sorted(photo_folder.rglob("*.png"))[:2]
+    coco, release = tmp_path / "coco" / "val2017", tmp_path / "vg"
+    for folder in (coco, release / "VG_100K"):
+        folder.mkdir(parents=True)
+    shutil.copy(own[0], coco / "000000000001.png")
+    shutil.copy(own[0], release / "VG_100K" / "11.png")
+    shutil.copy(own[1], release / "VG_100K" / "12.png")
+    (release / "image_data.json").write_text(
+        '[{"image_id": 11, "coco_id": 1}, {"image_id": 12, "coco_id": 2}]'
+    )
+    names = ["coco/val2017/000000000001.png", "coco/val2017/000000000002.png"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    if fault == "damaged":
+        (coco / "000000000002.png").write_bytes(own[1].read_bytes()[:300])
+    for _ in range(2):
+        report = extract(options(tmp_path, images=(tmp_path / "list.txt", release)), quiet)
+        assert report.twins == 2
+    first = maps_of(report.store)
+    assert list(first) == ["000000000001", "000000000002"]
+    assert FeatureStore(report.store).record("000000000002")["source"].endswith("VG_100K/12.png")
+    alone = extract(options(tmp_path, images=(own[1],), out=tmp_path / "alone.zarr"), quiet)
+    expected = maps_of(alone.store)[own[1].stem]
+    assert np.allclose(first["000000000002"], expected, rtol=2e-3, atol=1e-4)
+
+
+class Scaled(torch.nn.Module):
+    """An encoder of one channel whose value is the photo's brightest pixel, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.channels = 256
+
+    def forward(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
+        brightest_B = pixels_BHW3.float().amax((1, 2, 3)) * self.factor
+        return brightest_B[:, None, None, None].repeat(1, 256, 2, 2)
+
+
+def test_a_map_beyond_the_dtypes_range_is_that_photos_fault(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64), "white").save(photo_folder / "a" / "bright.png")
+    for path in photo_folder.rglob("photo*.png"):
+        Image.open(path).point(lambda value: min(value, 120)).save(path)
+    monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Scaled(300.0))  # 255 x 300 > 65504
+    for _ in range(2):
+        report = extract(options(tmp_path), quiet)
+        assert len(FeatureStore(tmp_path / "store.zarr")) == 12
+        assert [Path(path).name for path in report.skipped] == ["bright.png"]
+        assert "float16" in next(iter(report.skipped.values()))
+    wide = extract(options(tmp_path, dtype="bfloat16", out=tmp_path / "wide.zarr"), quiet)
+    assert wide.written == 13
+
+
+def test_wrong_weights_stop_the_work_with_the_question(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Scaled(float("inf")))
+    with pytest.raises(UserError, match=r"5 inputs in a row .* the right weights"):
+        extract(options(tmp_path, skip_limit=5), quiet)
+    with pytest.raises(UserError, match="None of the 12 photos"):
+        extract(options(tmp_path, skip_limit=0), quiet)
+    assert skipped_file(tmp_path / "store.zarr").read_text().count("\n") == 12
+
+
+def test_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU cuDNN would take TF32 for it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    weights = read_weights("random", "r50", 0.125)
+    FrozenEncoder(weights, "bfloat16")
+    assert torch.backends.cudnn.allow_tf32
+    FrozenEncoder(weights, "float32")
+    assert not torch.backends.cudnn.allow_tf32

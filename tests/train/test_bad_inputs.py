@@ -157,7 +157,7 @@ def test_photos_that_the_store_lacks_are_counted_and_named(gridvlp, folder, squa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"encoder": {"name": "other", "weights_sha256": "1" * 64}}, "maps of another encoder"),
+        ({"encoder": {"name": "other", "weights_sha256": "1" * 64}}, "maps of another recipe"),
         ({"kind": "regions"}, "trained on grids; the store holds regions"),
     ],
 )

@@ -124,13 +124,12 @@ def test_each_head_of_nlvr2_starts_from_pre_training_and_goes_on_from_itself(hea
 
 
 def load_config_of(store):
-    from gridvlp.train.checkpoints import encoder_identity
     from gridvlp.train.model import GridVLPConfig
 
     return GridVLPConfig(
         vocab_size=40,
         **SIZES,
         grid_channels=store.channels,
-        grid_encoder=encoder_identity(store),
+        grid_recipe=store.recipe,
         answers=["yes", "no"],
     )

@@ -188,8 +188,11 @@ def test_maps_of_another_encoder_are_refused(make, squares, tmp_path):
             map_CHW = grid_map(0, rng)
             writer.add("000000000001", np.tile(map_CHW, (channels // CHANNELS, 1, 1)))
     options = make("vqa")
-    with pytest.raises(UserError, match="maps of another encoder"):
+    with pytest.raises(UserError, match="maps of another recipe"):
         finetune(replace(options, features=(tmp_path / "weights",)), silent)
+    lines = []
+    finetune(replace(options, features=(tmp_path / "weights",), other_recipe=True), lines.append)
+    assert any("weights_sha256" in line and "wanted, by --other-recipe" in line for line in lines)
     with pytest.raises(UserError, match="grids of 8 channels; the store has 16"):
         finetune(replace(options, features=(tmp_path / "channels",)), silent)
     write_store(tmp_path / "regions", kind="regions")
