@@ -30,7 +30,7 @@ from numcodecs.zlib import Zlib
 from numcodecs.zstd import Zstd
 
 from gridvlp.store import FeatureStore, chunks
-from gridvlp.store.layout import CHUNK_GRIDS, grid_order
+from gridvlp.store.layout import CHUNK_GRIDS, ORDER_SEED, grid_order
 from gridvlp.store.numbers import from_bfloat16, from_bytes, keep
 
 Encode = Callable[[np.ndarray], bytes]
@@ -129,7 +129,7 @@ TYPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def chunks_of(values_GC: np.ndarray) -> list[np.ndarray]:
     """A map's chunks as the store cuts them."""
-    stored_GC = values_GC[grid_order(len(values_GC))]
+    stored_GC = values_GC[grid_order(len(values_GC), ORDER_SEED)]
     count = -(-len(stored_GC) // CHUNK_GRIDS)
     filled = np.zeros((count * CHUNK_GRIDS, stored_GC.shape[1]), stored_GC.dtype)
     filled[: len(stored_GC)] = stored_GC

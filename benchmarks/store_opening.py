@@ -36,6 +36,8 @@ def make(path: Path, maps: int) -> None:
         writer.add("first", np.zeros((2048, 19, 32), np.float32))
     about = json.loads((path / "grids" / "zarr.json").read_text())
     rows = about["chunk_grid"]["configuration"]["chunk_shape"][0]
+    line = (path / "index" / "000000.jsonl").read_text().splitlines()[0]
+    same = {name: json.loads(line)[name] for name in ("store", "facts", "arrays")}
     for shard, first in enumerate(range(0, maps, IN_SHARD)):
         numbers = range(first, min(first + IN_SHARD, maps))
         columns = {
@@ -43,6 +45,7 @@ def make(path: Path, maps: int) -> None:
             "start": [shard * rows + 620 * place for place in range(len(numbers))],
             "height": [19] * len(numbers),
             "width": [32] * len(numbers),
+            **same,
         }
         line = json.dumps(columns, separators=(",", ":")).encode()
         check = json.dumps({"crc32c": google_crc32c.value(line)}).encode()
@@ -87,7 +90,7 @@ def main(maps: tuple[int, ...], rounds: int) -> None:
             size = sum(file.stat().st_size for file in (path / "index").iterdir()) / 1e6
             if packed:
                 start = time.perf_counter()
-                pack_index(path, FeatureStore(path)._shard_rows[0])
+                pack_index(path)
                 size = (path / "index.bin").stat().st_size / 1e6
                 click.echo(f"packed in {time.perf_counter() - start:.2f} s")
             found = []

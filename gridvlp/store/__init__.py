@@ -1,12 +1,13 @@
 """The feature store: frozen maps on disk, and the contract between the two stages."""
 
-from gridvlp.store.layout import (
+from gridvlp.store.errors import (
     DamagedMap,
     DuplicateKey,
+    MapError,
     StoreError,
     StoreUnreachable,
-    canonical_key,
 )
+from gridvlp.store.layout import canonical_key
 from gridvlp.store.reader import FeatureStore
 from gridvlp.store.regions import Regions
 from gridvlp.store.writer import StoreWriter
@@ -15,6 +16,7 @@ __all__ = [
     "DamagedMap",
     "DuplicateKey",
     "FeatureStore",
+    "MapError",
     "Regions",
     "StoreError",
     "StoreUnreachable",

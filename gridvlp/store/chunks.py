@@ -30,6 +30,8 @@ ZSTD = zstandard.ZstdCompressionParameters(
 # block, of the frame; where the block begins, and its bytes
 HEADER = struct.Struct("<BBBBIIIII")
 SHUFFLED, UNDIVIDED, OF_ZSTD = 1, 1 << 4, 4 << 5
+# a zstd frame ends in the low half of its content's XXH64, which it says in its header's fifth byte
+CHECK_BYTES, HAS_CHECKSUM = 4, 1 << 2
 # in a frame just as long as its content, which Blosc would take for the content itself
 EMPTY_BLOCK = bytes(3)
 
@@ -52,8 +54,13 @@ def encode(numbers: np.ndarray) -> bytes:
     return _header(numbers, len(content)) + content
 
 
-def decode(frame: bytes | memoryview, numbers: np.ndarray) -> None:
+def decode(frame: bytes | memoryview, numbers: np.ndarray, check: bytes | None = None) -> None:
     """Read a frame into the array that says what it holds.
+
+    Args:
+        frame: the bytes.
+        numbers: little-endian and C-contiguous.
+        check: the last CHECK_BYTES that the frame must have.
 
     Raises:
         ValueError: the bytes are not those of such a frame; the array's content is undefined.
@@ -65,6 +72,10 @@ def decode(frame: bytes | memoryview, numbers: np.ndarray) -> None:
     # zstd's checksum does not cover the header, of which nothing is left to chance
     if frame[: HEADER.size] != _header(numbers, len(content)):
         raise ValueError("a chunk has another header")
+    if check is not None and content[-CHECK_BYTES:] != check:
+        raise ValueError("a chunk is not the one that its shard names")
+    if len(content) < 5 or not content[4] & HAS_CHECKSUM:
+        raise ValueError("a chunk has no checksum")
     try:
         if zstandard.frame_content_size(content) != numbers.nbytes:
             raise ValueError("a chunk has another size")

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import google_crc32c
 
 from gridvlp.errors import first_line
-from gridvlp.store.layout import StoreError, StoreUnreachable
+from gridvlp.store.errors import StoreError, StoreRefused, StoreUnreachable
 
 TRIES = 4  # of a request that fails
 PAUSE = 0.2  # seconds before the second try; four times as long before each further one
@@ -21,24 +22,38 @@ REQUESTS_AT_ONCE = 16
 BLOCK = 1 << 20
 Range = tuple[int, int]  # offset, bytes
 
-EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+# what reads a kind of URL beside fsspec, and how it is installed
+EXTRAS = {
+    "s3": ("s3fs", "'gridvlp[remote]'"),
+    "gs": ("gcsfs", "'gridvlp[remote]'"),
+    "http": ("aiohttp", "'gridvlp[remote]'"),
+    "https": ("aiohttp", "'gridvlp[remote]'"),
+    "az": ("adlfs", "'gridvlp[remote]' adlfs"),
+    "abfs": ("adlfs", "'gridvlp[remote]' adlfs"),
+    "abfss": ("adlfs", "'gridvlp[remote]' adlfs"),
+}
 
 
-def location(given: str | Path) -> str | Path:
-    """A local path as a Path, a URL as text (a Path would fold the slashes of s3://)."""
-    text = str(given)
-    return text.rstrip("/") if "://" in text else Path(given)
+def location(place: str | Path) -> str | Path:
+    """A local path or file:// as a Path, another URL as text (a Path would fold its slashes)."""
+    text = str(place)
+    if text.startswith("file://"):
+        return Path(unquote(text.removeprefix("file://").removeprefix("localhost")))
+    if "://" in text:
+        return text if "?" in text else text.rstrip("/")
+    return Path(place)
 
 
-def local_folder(given: str | Path) -> Path:
+def local_folder(place: str | Path) -> Path:
     """The folder of a store that is to be written.
 
     Raises:
         StoreError: it is a URL.
     """
-    if "://" in str(given):
-        raise StoreError(f"{given}: a store is written to a local folder and then copied.")
-    return Path(given)
+    folder = location(place)
+    if isinstance(folder, str):
+        raise StoreError(f"{place}: a store is written to a local folder and then copied.")
+    return folder
 
 
 def store_files(place: str | Path) -> LocalFiles | RemoteFiles:
@@ -64,6 +79,17 @@ class LocalFiles:
         """
         return (self.place / name).read_bytes()
 
+    def read_some(self, names: Sequence[str], some_read: bool = False) -> list[bytes | None]:
+        """Whole files; None for one that is not there."""
+
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read(name)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        return [read(name) for name in names]
+
     def ranges(self, name: str, wanted: Sequence[Range]) -> list[bytes]:
         """Some byte ranges of a file.
 
@@ -77,12 +103,14 @@ class LocalFiles:
         finally:
             os.close(file)
 
-    def tail(self, name: str, size: int) -> bytes:
-        """The last bytes of a file; errors as for ``ranges``."""
+    def tail(self, name: str, size: int, file_bytes: int | None) -> bytes:
+        """The last bytes of a file, which has that many in all if it is known; errors as above."""
         file = os.open(self.place / name, os.O_RDONLY)
         try:
-            offset = max(os.fstat(file).st_size - size, 0)
-            return _whole(os.pread(file, size, offset), size)
+            length = os.fstat(file).st_size
+            if file_bytes not in (None, length):
+                raise ValueError(f"its file has {length:,} bytes, not {file_bytes:,}")
+            return _whole(os.pread(file, size, max(length - size, 0)), size)
         finally:
             os.close(file)
 
@@ -104,8 +132,13 @@ class LocalFiles:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[:-4]
 
     def names(self, folder: str) -> list[str] | None:
-        """The names in a folder."""
-        return [entry.name for entry in os.scandir(self.place / folder)]
+        """The names in a folder.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        with os.scandir(self.place / folder) as entries:
+            return [entry.name for entry in entries]
 
     def size(self) -> int | None:
         """Bytes of all files."""
@@ -120,7 +153,10 @@ class RemoteFiles:
     """
 
     def __init__(self, url: str) -> None:
-        self.place = url
+        end = url.find("?") if url.lower().startswith("http") else -1  # elsewhere names may have it
+        end = len(url) if end < 0 else end
+        self.place = url[:end].rstrip("/")  # what messages say: a query may be a password
+        self._query = url[end:]
         self._opened: tuple[int, Any] = (0, None)  # process, file system
         self._files()  # a kind that cannot be read is said at once
 
@@ -131,17 +167,28 @@ class RemoteFiles:
         """A whole file."""
         return self._get(name, 0, None)
 
-    def read_some(self, names: Sequence[str]) -> list[bytes | None]:
-        """Whole files, several at once; None for one that is not there."""
+    def read_some(self, names: Sequence[str], some_read: bool = False) -> list[bytes | None]:
+        """Whole files, several at once; None for one that is not there.
+
+        S3 refuses (403) to say that a file is missing to those who may not list. A refusal counts
+        as that if something can be read: one of these files, or others before (``some_read``).
+        """
+        refusals = []
 
         def read(name: str) -> bytes | None:
             try:
                 return self.read(name)
             except FileNotFoundError:
                 return None
+            except StoreRefused as error:
+                refusals.append(error)
+                return None
 
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(read, names))
+            contents = list(pool.map(read, names))
+        if refusals and not some_read and all(content is None for content in contents):
+            raise refusals[0]
+        return contents
 
     def ranges(self, name: str, wanted: Sequence[Range]) -> list[bytes]:
         """Some byte ranges of a file, several at once."""
@@ -150,9 +197,11 @@ class RemoteFiles:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             return list(pool.map(lambda of: self._get(name, of[0], sum(of)), wanted))
 
-    def tail(self, name: str, size: int) -> bytes:
-        """The last bytes of a file."""
-        return self._get(name, -size, None)
+    def tail(self, name: str, size: int, file_bytes: int | None) -> bytes:
+        """The last bytes of a file; where it is known how many it has, those at that place."""
+        if file_bytes is None:
+            return self._get(name, -size, None)
+        return self._get(name, file_bytes - size, file_bytes)
 
     def checked(self, name: str) -> memoryview:
         """A file without its last four bytes: the CRC-32C of those before."""
@@ -162,7 +211,7 @@ class RemoteFiles:
         return memoryview(found)[:-4]
 
     def names(self, folder: str) -> list[str] | None:
-        """None: not every server lists its files."""
+        """None: not every server lists its files, nor lets everyone do so."""
         return None
 
     def size(self) -> int | None:
@@ -170,20 +219,22 @@ class RemoteFiles:
         return None
 
     def _get(self, name: str, start: int, end: int | None) -> bytes:
-        url = f"{self.place}/{name}"
+        url, asked = f"{self.place}/{name}", f"{self.place}/{name}{self._query}"
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(PAUSE * 4 ** (attempt - 1))
             try:
-                found: bytes = self._files().cat_file(url, start=start, end=end)
+                found: bytes = self._files().cat_file(asked, start=start, end=end)
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # each file system has errors of its own
                 if _refused(error):
-                    raise StoreUnreachable(
-                        f"{url} may not be read ({_said(error)}): give credentials as for the "
+                    raise StoreRefused(
+                        f"{url} may not be read ({self._said(error)}): give credentials as for the "
                         "provider's own tools (docs/data.md, 'Stores over a URL')."
                     ) from error
+                if _past_the_end(error):
+                    raise ValueError("its file is cut short") from error
                 failed = error
                 continue
             size = len(found) if start == 0 and end is None else (end or 0) - start
@@ -191,13 +242,13 @@ class RemoteFiles:
                 raise StoreUnreachable(f"The server of {url} does not answer range requests.")
             return _whole(found, size)
         raise StoreUnreachable(
-            f"{url} cannot be read ({_said(failed)}), tried {TRIES} times: see to the network or "
-            "the server, and run the same command again."
+            f"{url} cannot be read ({self._said(failed)}), tried {TRIES} times: see to the network "
+            "or the server, and run the same command again."
         ) from failed
 
     def _files(self) -> Any:
         if self._opened[0] != os.getpid():  # its thread is not there in a forked child
-            kind = self.place.split("://")[0]
+            kind = self.place.split("://")[0].lower()
             if kind not in EXTRAS:
                 kinds = ", ".join(f"{known}://" for known in EXTRAS)
                 raise StoreError(f"{self.place} cannot be read: a store's URL begins with {kinds}.")
@@ -211,17 +262,23 @@ class RemoteFiles:
                     silence = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
                     headers = {"Accept-Encoding": "identity"}  # ranges are of the file's own bytes
                     options = {"client_kwargs": {"timeout": silence, "headers": headers}}
+                    options["encoded"] = bool(self._query)  # a signature stays as it was made
                 if kind == "s3":
                     options = {"config_kwargs": {"retries": {"max_attempts": 0}}}
                 files = fsspec.filesystem(kind, **options)
             except ImportError as error:
+                package, install = EXTRAS[kind]
                 raise StoreError(
-                    f"{self.place} needs fsspec and {EXTRAS[kind]}: pip install 'gridvlp[remote]'."
+                    f"{self.place} needs fsspec and {package}: pip install {install}."
                 ) from error
             if kind == "s3":
                 files.retries = 1  # and none of botocore's: those here are enough
             self._opened = (os.getpid(), files)
         return self._opened[1]
+
+    def _said(self, error: Exception) -> str:
+        said = first_line(error).rstrip(".")
+        return said.replace(self._query, "") if self._query else said
 
 
 def _whole(found: bytes, size: int) -> bytes:
@@ -230,12 +287,14 @@ def _whole(found: bytes, size: int) -> bytes:
     return found
 
 
+def _past_the_end(error: Exception) -> bool:
+    status = getattr(error, "status", getattr(error, "code", None))
+    response = getattr(error.__cause__, "response", {})  # of boto's errors
+    return status == 416 or response.get("Error", {}).get("Code") == "InvalidRange"
+
+
 def _refused(error: Exception) -> bool:
     status = getattr(error, "status", getattr(error, "code", None))
     names = {kind.__name__ for kind in type(error).__mro__}
     lacking = {"PermissionError", "NoCredentialsError", "PartialCredentialsError"}
     return status in (401, 403) or bool(names & lacking)
-
-
-def _said(error: Exception) -> str:
-    return first_line(error).rstrip(".")

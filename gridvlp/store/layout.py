@@ -6,8 +6,11 @@
     STORE/boxes/ classes/ scores/   arrays of the same rows, where these are regions
     STORE/index/NNNNNN.jsonl   the maps of shard N as columns: key, first row, H, W; written after
                                the shard, so that a shard without an index file does not count
-    STORE/index.bin            those files in one, searched faster (gridvlp.store.index)
+    STORE/index.bin            those files in one, searched faster (gridvlp.store.packed_index)
     STORE/facts/NNNNNN.jsonl   what else is known of them, one object each; read when asked for
+    STORE/versions/*.json      the versions of the libraries that made the maps
+
+The index names each file of its shard by a digest, so that no other is taken for it.
 
 A map is H x W rows in a fixed pseudo-random order, beginning at a chunk's first row and never
 crossing a shard. A run of consecutive rows is therefore a random sample of the image.
@@ -15,45 +18,30 @@ crossing a shard. A run of consecutive rows is therefore a random sample of the 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
+import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from gridvlp.errors import UserError
+from gridvlp.store.errors import StoreError
 
-if TYPE_CHECKING:
-    from gridvlp.store.files import LocalFiles, RemoteFiles
-
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 CHUNK_GRIDS = 20  # 100 of 608 grids then touch under a fifth of a map's chunks
 SHARD_BYTES = 64 << 20
-SHARD_CHUNKS = 1024  # a read fetches the shard's index: 16 bytes a chunk
-ORDER_SEED = 0x6772696456_4C50  # "gridVLP"
+SHARD_CHUNKS = 1024  # a read fetches the end of the shard's file: 20 bytes a chunk
+ORDER_SEED = 0x6772696456_4C50  # "gridVLP"; of new stores, a reader takes each store's own
 KINDS = ("grids", "regions")
+DIGEST_BYTES = 16
 
 _COCO_STEM = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
-
-
-class StoreError(UserError):
-    """A store that cannot be used as asked; the message says which and why."""
-
-
-class DuplicateKey(StoreError):
-    """The store has a map of that photo already."""
-
-
-class DamagedMap(StoreError):
-    """The stored bytes of a map are not those that were written."""
-
-
-class StoreUnreachable(StoreError):
-    """A URL cannot be read now; what it holds may well be whole."""
 
 
 def canonical_key(stem: str) -> str:
@@ -63,12 +51,12 @@ def canonical_key(stem: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def grid_order(grids: int) -> np.ndarray:
+def grid_order(grids: int, seed: int) -> np.ndarray:
     """The row-major grid that each stored row holds, int64 (grids,).
 
-    Grids are sorted by splitmix64(ORDER_SEED + g), so that any language can repeat it.
+    Grids are sorted by splitmix64(seed + g), so that any language can repeat it.
     """
-    state = np.arange(grids, dtype=np.uint64) + np.uint64(ORDER_SEED)
+    state = np.arange(grids, dtype=np.uint64) + np.uint64(seed)
     with np.errstate(over="ignore"):
         state = state * np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -79,41 +67,26 @@ def grid_order(grids: int) -> np.ndarray:
     return order
 
 
-def rows_taken(grids: int) -> int:
+def rows_taken(grids: int, chunk_grids: int) -> int:
     """Rows that a map takes up, its last chunk filled."""
-    return -(-grids // CHUNK_GRIDS) * CHUNK_GRIDS
+    return -(-grids // chunk_grids) * chunk_grids
 
 
-def read_attributes(files: LocalFiles | RemoteFiles) -> dict[str, Any]:
-    """The store's own attributes of its group, checked.
+def digest(content: bytes) -> bytes:
+    """What names a file, or a part of it, in the index: the first 16 bytes of its SHA-256."""
+    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+def parse_json(content: bytes | str) -> Any:
+    """A JSON value.
 
     Raises:
-        StoreError: it is no store of ours, or of a version that this release does not know.
+        ValueError: it is not JSON, or nested too deeply to be read.
     """
-    path = files.place
     try:
-        document = json.loads(files.read("zarr.json"))
-        own = document["attributes"]["gridvlp"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(
-            f"There is no feature store at {path}: make it with `gridvlp extract --images ...`."
-        ) from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError):
-        own = None
-    if not isinstance(own, dict) or "format_version" not in own:
-        raise StoreError(f"{path} is no gridvlp feature store.")
-    if own["format_version"] != FORMAT_VERSION:
-        raise StoreError(
-            f"{path} has store format {own['format_version']}; this release reads format "
-            f"{FORMAT_VERSION}. Use the release that wrote it, or extract again."
-        )
-    try:
-        check_seal(document)
-    except ValueError as error:
-        raise StoreError(f"{path}/zarr.json is damaged: {error}. Extract again.") from error
-    return own
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sealed(document: dict[str, Any]) -> bytes:
@@ -125,19 +98,27 @@ def sealed(document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
-def check_seal(document: dict[str, Any]) -> None:
-    """Take the CRC-32C, if there is one, out of a zarr.json.
+def check_seal(document: dict[str, Any], required: bool) -> None:
+    """Take the CRC-32C out of a zarr.json.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is another, or is required and missing.
     """
-    check = document["attributes"].get("gridvlp", {}).pop("crc32c", None)
-    if check is not None and check != _canonical_crc(document):
+    try:
+        check = document["attributes"]["gridvlp"].pop("crc32c")
+    except (KeyError, TypeError, AttributeError):
+        if required:
+            raise ValueError("its checksum is missing") from None
+        return
+    if type(check) is not int or check != _canonical_crc(document):
         raise ValueError("its checksum is another")
 
 
 def _canonical_crc(document: dict[str, Any]) -> int:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     return int(google_crc32c.value(text.encode()))
 
 
@@ -151,14 +132,26 @@ def numbered(folder: Path, shard: int) -> Path:
     return folder / f"{shard:06}.jsonl"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Args:
+        path: the file.
+        content: of it.
+        shared: others may write the same file at this moment.
+    """
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -188,23 +181,23 @@ def sync_tree(path: Path) -> None:
         sync_folder(Path(folder))
 
 
-def write_checked(path: Path, value: Any) -> None:
-    """Write a JSON value as one line and its CRC-32C as another, whole or not at all."""
+def checked_lines(value: Any) -> bytes:
+    """A JSON value as one line and the CRC-32C of that line as another."""
     line = json.dumps(value, separators=(",", ":")).encode()
     check = json.dumps({"crc32c": google_crc32c.value(line)}).encode()
-    write_whole(path, line + b"\n" + check + b"\n")
+    return line + b"\n" + check + b"\n"
 
 
 def checked_json(name: str, content: bytes) -> Any:
-    """The value in the bytes of a file that ``write_checked`` wrote.
+    """The value in the bytes of a file of ``checked_lines``.
 
     Raises:
         StoreError: the checksum is another, or there are not two lines of JSON.
     """
     try:
         line, check = content.splitlines()
-        if json.loads(check)["crc32c"] != google_crc32c.value(line):
+        if parse_json(check)["crc32c"] != google_crc32c.value(line):
             raise ValueError("its checksum is another")
-        return json.loads(line)
+        return parse_json(line)
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{name} is damaged: {error}. Extract again.") from error

@@ -32,8 +32,10 @@ def keep(dtype: str, grids_GC: np.ndarray) -> dict[str, np.ndarray]:
     """Grids as rows of the array ``grids`` and, of int8, one row (1, 2, C) of ``scales``.
 
     Raises:
-        ValueError: a number is not finite, or too large for the dtype.
+        ValueError: a number is not finite, or too large for the dtype, or they are not real.
     """
+    if grids_GC.dtype.kind in "cOSUmM":
+        raise ValueError(f"{grids_GC.dtype} values, which are not real numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype == "int8":
             return _as_bytes(grids_GC.astype(np.float32))
@@ -92,4 +94,4 @@ def _as_bytes(grids_GC: np.ndarray) -> dict[str, np.ndarray]:
 
 def _check(values: np.ndarray, dtype: str) -> None:
     if not np.isfinite(values).all():
-        raise ValueError(f"values that are no finite {dtype}")
+        raise ValueError(f"values that are not finite in {dtype}")

@@ -1,135 +1,74 @@
-"""The arrays of a store and the bytes of their shard files: chunks, then their index.
+"""The bytes of a shard's file: chunks, a checksum of each, then where they lie.
 
-The bytes are those of Zarr's ``sharding_indexed`` codec. They are made and read here and not
-through Zarr, whose calls cost a small map more than its bytes do (docs/benchmarks.md), and whose
-thread pools hang in a forked child.
+The bytes are those of Zarr's ``sharding_indexed`` codec, whose readers pass over the checksums.
+They are made and read here and not through Zarr, whose calls cost a small map more than its bytes
+do (docs/benchmarks.md), and whose thread pools hang in a forked child.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from gridvlp.store.chunks import decode, encode
-from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import StoreError, check_seal, sealed, write_whole
-from gridvlp.store.numbers import KEPT_AS
-from gridvlp.store.regions import UNKNOWN_CLASS, UNKNOWN_SCORE
+from gridvlp.store.chunks import CHECK_BYTES, HEADER
 
-BFLOAT16_NAN = 0x7FC0
 EMPTY = 2**64 - 1  # where a shard has no chunk
+FURTHEST = 2**62  # of offsets in a file whose size is not known
 
 
 @dataclass(frozen=True)
-class Array:
-    """One array of a store; chunk n of any of them belongs to the same map."""
+class ShardTail:
+    """What the end of a shard's file says of its chunks."""
 
-    name: str
-    dtype: np.dtype  # little-endian
-    row_shape: tuple[int, ...]
-    fill: float  # where nothing was written
-    chunk_rows: int
+    places: np.ndarray  # uint64 (chunks, 2): offset and bytes
+    checks: np.ndarray | None  # bytes (chunks,): of each its checksum; none in format 4
 
-    def file(self, shard: int) -> str:
-        """The file of a shard, by its name in the store."""
-        return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
+    @classmethod
+    def from_bytes(
+        cls, stored: bytes, chunks: int, chunk_bytes: int, file_bytes: int | None
+    ) -> ShardTail:
+        """Read it, and see that no chunk is larger than it can be or lies outside of the file.
 
-    def encode(self, rows: np.ndarray) -> list[bytes]:
-        """The chunks that hold some rows, the last one filled up with zeros."""
-        count = -(-len(rows) // self.chunk_rows)
-        filled = np.zeros((count, self.chunk_rows, *self.row_shape), dtype=self.dtype)
-        filled.reshape(-1, *self.row_shape)[: len(rows)] = rows
-        return [encode(chunk) for chunk in filled]
-
-    def decode(self, chunks: Sequence[bytes | memoryview]) -> np.ndarray:
-        """The rows of some chunks.
+        Args:
+            stored: the last ``tail_bytes`` of the file.
+            chunks: of a shard.
+            chunk_bytes: of a chunk's numbers.
+            file_bytes: of the shard's file; None in format 4, which has no checksums.
 
         Raises:
-            ValueError: the bytes are not those of such chunks.
+            ValueError: the checksum is another, or a chunk is where none can be.
         """
-        rows = np.empty((len(chunks), self.chunk_rows, *self.row_shape), dtype=self.dtype)
-        for chunk, part in zip(chunks, rows, strict=True):
-            decode(chunk, part)
-        return rows.reshape(-1, *self.row_shape)
+        table = 0 if file_bytes is None else CHECK_BYTES * chunks
+        index = stored[table:]
+        if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
+            raise ValueError("the index of its shard has changed")
+        places = np.frombuffer(index[:-4], dtype="<u8").reshape(chunks, 2)
+        offsets, sizes = places[(places != EMPTY).any(1)].T
+        most = HEADER.size + chunk_bytes + chunk_bytes // 128 + 1024  # zstd adds less
+        end = FURTHEST if file_bytes is None else file_bytes - len(stored)
+        if (sizes > most).any() or (offsets > end).any() or (offsets + sizes > end).any():
+            raise ValueError("the index of its shard has a chunk that cannot be")
+        checks = np.frombuffer(stored[:table], dtype=f"V{CHECK_BYTES}") if table else None
+        return cls(places, checks)
 
 
-def store_arrays(about: Mapping[str, Any]) -> dict[str, Array]:
-    """The arrays that a store has, by the attributes of its group."""
-    channels, rows, kept_as = about["channels"], about["chunk_grids"], KEPT_AS[about["dtype"]]
-    missing = {"<u2": BFLOAT16_NAN, "u1": 0}.get(kept_as, math.nan)
-    arrays = [Array("grids", np.dtype(kept_as), (channels,), missing, rows)]
-    if about["dtype"] == "int8":  # one row for each chunk of grids; a map's is that of its first
-        arrays.append(Array("scales", np.dtype("<f2"), (2, channels), math.nan, 1))
-    if about["kind"] == "regions":
-        arrays += [
-            Array("boxes", np.dtype("<f4"), (4,), math.nan, rows),
-            Array("classes", np.dtype("<i4"), (), UNKNOWN_CLASS, rows),
-            Array("scores", np.dtype("<f4"), (), UNKNOWN_SCORE, rows),
-        ]
-    return {array.name: array for array in arrays}
-
-
-def shard_bytes(chunks: Mapping[int, bytes], count: int) -> bytes:
-    """A shard file of ``count`` chunks, of which those that are not given are missing."""
+def shard_bytes(chunks: Mapping[int, bytes], count: int) -> tuple[bytes, bytes]:
+    """A shard file of ``count`` chunks, some of them missing: all of it, and its tail."""
     places = np.full((count, 2), EMPTY, dtype="<u8")
+    checks = bytearray(CHECK_BYTES * count)
     offset = 0
     for number, chunk in chunks.items():
         places[number] = offset, len(chunk)
+        checks[CHECK_BYTES * number : CHECK_BYTES * (number + 1)] = chunk[-CHECK_BYTES:]
         offset += len(chunk)
     index = places.tobytes()
-    check = google_crc32c.value(index).to_bytes(4, "little")
-    return b"".join([*chunks.values(), index, check])
+    tail = bytes(checks) + index + google_crc32c.value(index).to_bytes(4, "little")
+    return b"".join([*chunks.values(), tail]), tail
 
 
-def index_bytes(count: int) -> int:
-    """Bytes at the end of a shard file of ``count`` chunks that say where they lie."""
-    return 16 * count + 4
-
-
-def chunk_places(stored: bytes) -> np.ndarray:
-    """Offset and bytes of each chunk, uint64 (chunks, 2), from the end of a shard file.
-
-    Raises:
-        ValueError: the checksum is another.
-    """
-    if google_crc32c.value(stored[:-4]) != int.from_bytes(stored[-4:], "little"):
-        raise ValueError("the index of its shard has changed")
-    return np.frombuffer(stored[:-4], dtype="<u8").reshape(-1, 2)
-
-
-def array_rows(files: LocalFiles | RemoteFiles, name: str = "grids") -> tuple[int, int]:
-    """Rows of an array, and of each of its shards.
-
-    Raises:
-        StoreError: the array's metadata cannot be read.
-    """
-    about = _metadata(files, name)
-    return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
-
-
-def grow(store: Path, arrays: Iterable[Array], chunks: int) -> None:
-    """Give the arrays at least this many chunks."""
-    for array in arrays:
-        about = _metadata(LocalFiles(store), array.name)
-        rows = chunks * array.chunk_rows
-        if about["shape"][0] < rows:
-            about["shape"][0] = rows
-            write_whole(store / array.name / "zarr.json", sealed(about))
-
-
-def _metadata(files: LocalFiles | RemoteFiles, array: str) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads(files.read(f"{array}/zarr.json"))
-        check_seal(about)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{files.place}/{array}/zarr.json is damaged: {error}. Extract again."
-        ) from error
-    return about
+def tail_bytes(chunks: int, has_checks: bool) -> int:
+    """Bytes at the end of a shard's file that say where its chunks lie and what they are."""
+    return (16 + CHECK_BYTES * has_checks) * chunks + 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from gridvlp.store.layout import StoreError, StoreUnreachable
+from gridvlp.store.errors import StoreError, StoreUnreachable
 from gridvlp.store.reader import FeatureStore
 
 MAPS_AT_ONCE = 256

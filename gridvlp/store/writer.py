@@ -5,58 +5,36 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
 
+from gridvlp.store.arrays import grow, read_layout
+from gridvlp.store.creation import StoreExists, begin_store
+from gridvlp.store.errors import DuplicateKey, MapError, StoreError
 from gridvlp.store.files import LocalFiles, local_folder
-from gridvlp.store.index import drop_stale_packed, pack_index, read_index
+from gridvlp.store.index import drop_stale_packed, index_entry, pack_index, read_index, shard_file
 from gridvlp.store.layout import (
-    CHUNK_GRIDS,
     FORMAT_VERSION,
-    KINDS,
-    ORDER_SEED,
-    SHARD_BYTES,
-    SHARD_CHUNKS,
-    DuplicateKey,
-    StoreError,
     canonical_key,
+    checked_lines,
+    digest,
     grid_order,
     index_files,
     make_folders,
-    numbered,
-    read_attributes,
     rows_taken,
-    sealed,
-    sync_folder,
-    sync_tree,
-    write_checked,
     write_whole,
 )
-from gridvlp.store.locks import WriterLock, short_lock
-from gridvlp.store.numbers import DTYPES, KEPT_AS, keep
+from gridvlp.store.locks import WriterLock, claim_shard, free_shard, short_lock
+from gridvlp.store.map_index import ShardBinding
+from gridvlp.store.numbers import keep
 from gridvlp.store.regions import region_rows
-from gridvlp.store.shards import Array, array_rows, grow, shard_bytes, store_arrays
-
-DIMENSIONS = {  # xarray opens no array without
-    "grids": ("row", "channel"),
-    "scales": ("chunk", "bound", "channel"),
-    "boxes": ("row", "corner"),
-    "classes": ("row",),
-    "scores": ("row",),
-}
-
-
-class StoreExists(StoreError):
-    """Where a store is to begin, something is already."""
+from gridvlp.store.shards import shard_bytes
+from gridvlp.store.versions import record_versions
 
 
 class StoreWriter:
@@ -73,23 +51,22 @@ class StoreWriter:
     def __init__(self, path: Path, lock: WriterLock, part: tuple[int, int]) -> None:
         self.path, self._lock = path, lock
         files = LocalFiles(path)
-        about = read_attributes(files)
-        self.channels: int = about["channels"]
-        self.max_grids: int = about["max_grids"]
-        self.kind: str = about["kind"]
-        self.dtype: str = about["dtype"]
-        self.encoder: dict[str, Any] = about["encoder"]
-        self._arrays = store_arrays(about)
-        rows, self._shard_rows = array_rows(files)
-        self._chunks: dict[str, dict[int, bytes]] = {name: {} for name in self._arrays}
+        self._layout = read_layout(files)
+        about = self._layout.attributes
+        self.channels = about.channels
+        self.max_grids = about.max_grids
+        self.kind = about.kind
+        self.dtype = about.dtype
+        self.encoder = about.encoder
+        self.recipe = about.recipe  # what can change a number (gridvlp.store.recipe)
+        self._chunks: dict[str, dict[int, bytes]] = {name: {} for name in self._layout.arrays}
         self._columns: dict[str, list[Any]] = {n: [] for n in ("key", "start", "height", "width")}
         self._facts: list[dict[str, Any]] = []
         self._used = 0
         drop_stale_packed(path)
         self._free = _free_shards(path, *part)
         self._shard = next(self._free)
-        index = read_index(files, rows, self._shard_rows)
-        self._known = {canonical_key(key) for key, _, _ in index.maps()}
+        self._known = self._stored_keys()
 
     @classmethod
     def create(
@@ -103,6 +80,7 @@ class StoreWriter:
         kind: str = "grids",
         part: tuple[int, int] | None = None,
         exist_ok: bool = False,
+        versions: Mapping[str, str] | None = None,
     ) -> StoreWriter:
         """Begin a store.
 
@@ -117,8 +95,9 @@ class StoreWriter:
             kind: "grids", or "regions" for features with boxes.
             part: as for ``open``.
             exist_ok: go on with the store that is there, if it has the same kind, dtype and
-                channels; its encoder is for the caller to compare. Of several processes that come
-                at once, one begins the store.
+                channels, and takes maps of max_grids; its recipe is for the caller to compare. Of
+                several processes that come at once, one begins the store.
+            versions: of the libraries that make the maps, as for ``record_versions``.
 
         Raises:
             StoreError: the path exists, or holds another store; an argument is out of range;
@@ -126,19 +105,23 @@ class StoreWriter:
         """
         path = local_folder(path)
         try:
-            _begin(path, channels, max_grids, dtype, encoder or {}, kind)
+            begin_store(path, channels, max_grids, dtype, encoder or {}, kind)
         except StoreExists:
             if not exist_ok:
                 raise
         writer = cls.open(path, part=part)
-        for name, asked in (("kind", kind), ("dtype", dtype), ("channels", channels)):
-            found = getattr(writer, name)
-            if found != asked:
-                writer.close()
+        try:
+            writer._refuse_other(kind=kind, dtype=dtype, channels=channels)
+            if writer.max_grids < max_grids:
                 raise StoreError(
-                    f"{path} was made with {name} {found}, not {asked}: name another store, or go "
-                    "on with what it was made with."
+                    f"{path} was made for maps of at most {writer.max_grids:,} grids, not "
+                    f"{max_grids:,}: name another store, or go on with what it was made with."
                 )
+            if versions is not None:
+                writer.record_versions(versions)
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
     @classmethod
@@ -152,14 +135,19 @@ class StoreWriter:
                 its own.
 
         Raises:
-            StoreError: there is none, it is of another version, or another process writes to it:
-                any for a sole writer, the same part, or a part of another n.
+            StoreError: there is none, it is of an old format, or another process writes to it: any
+                for a sole writer, the same part, or a part of another n.
         """
         path = local_folder(path)
         number, parts = part or (0, 1)
         if not 0 <= number < parts:
             raise StoreError(f"There is no part {number} of {parts}: give 0 to {parts - 1}.")
-        read_attributes(LocalFiles(path))  # before a lock is made in a folder that is no store
+        about = read_layout(LocalFiles(path)).attributes  # before a lock is made in any folder
+        if about.format_version != FORMAT_VERSION:
+            raise StoreError(
+                f"{path} has store format {about.format_version}, which is read and not added to: "
+                "extract into a new store."
+            )
         lock = WriterLock(path, part)
         try:
             return cls(path, lock, (number, parts))
@@ -194,61 +182,74 @@ class StoreWriter:
 
         Raises:
             DuplicateKey: the store has a map of that photo.
-            StoreError: wrong shape, not a finite number, regions without boxes, facts that are no
-                JSON, or the disk is full.
+            MapError: a wrong shape, not a finite number, regions without boxes, facts that are not
+                JSON; the next map can be added.
+            StoreError: the store cannot be written.
         """
-        if not key:
-            raise StoreError("A map needs a key that is not empty.")
+        if not isinstance(key, str) or not key:
+            raise MapError(f"A map's key is a text that is not empty, not {key!r}.")
         if key in self:
             raise DuplicateKey(f"{self.path} has a map of {key} already.")
         if grid_map.ndim != 3 or grid_map.shape[0] != self.channels or 0 in grid_map.shape:
-            raise StoreError(
+            raise MapError(
                 f"The map of {key} has shape {grid_map.shape}; ({self.channels}, H, W) is needed."
             )
         _, height, width = grid_map.shape
         count = height * width
         if count > self.max_grids:
-            raise StoreError(
-                f"The map of {key} has {count} grids; the store takes {self.max_grids}."
-            )
+            raise MapError(f"The map of {key} has {count} grids; the store takes {self.max_grids}.")
         rows = self._region_rows(key, grid_map, boxes_N4, classes_N, scores_N)
         try:
             rows |= keep(self.dtype, grid_map.reshape(self.channels, -1).T)
         except ValueError as error:
-            raise StoreError(f"The map of {key} has {error}.") from error
+            raise MapError(f"The map of {key} has {error}.") from error
         try:
             json.dumps(facts, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"The facts of {key} are no JSON values: {error}.") from error
-        if self._used + rows_taken(count) > self._shard_rows:
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MapError(f"The facts of {key} are not JSON values: {error}.") from error
+        about = self._layout.attributes
+        taken = rows_taken(count, about.chunk_grids)
+        if self._used + taken > self._layout.shard_rows:
             self.flush()
-        order = grid_order(count)
-        for name, array in self._arrays.items():
+        order = grid_order(count, about.order_seed)
+        for name, array in self._layout.arrays.items():
             chunks = array.encode(rows[name] if name == "scales" else rows[name][order])
-            self._chunks[name].update(enumerate(chunks, self._used // CHUNK_GRIDS))
-        start = self._shard * self._shard_rows + self._used
-        for name, value in zip(self._columns, (key, start, height, width), strict=True):
+            self._chunks[name].update(enumerate(chunks, self._used // about.chunk_grids))
+        for name, value in zip(self._columns, (key, self._used, height, width), strict=True):
             self._columns[name].append(value)
         self._facts.append(facts)
         self._known.add(canonical_key(key))
-        self._used += rows_taken(count)
+        self._used += taken
 
     def _region_rows(
         self, key: str, grid_map: np.ndarray, boxes: Any, classes: Any, scores: Any
     ) -> dict[str, np.ndarray]:
         if self.kind == "regions":
             if grid_map.shape[1] != 1:
-                raise StoreError(
+                raise MapError(
                     f"The regions of {key} have shape {grid_map.shape}; ({self.channels}, 1, N) is "
                     "needed."
                 )
             return region_rows(key, grid_map.shape[2], boxes, classes, scores)
-        if any(given is not None for given in (boxes, classes, scores)):
-            raise StoreError(
+        if any(extra is not None for extra in (boxes, classes, scores)):
+            raise MapError(
                 f"{self.path} is a store of grids: boxes, classes and scores go into one that was "
                 'created with kind="regions".'
             )
         return {}
+
+    def record_versions(self, versions: Mapping[str, str]) -> list[dict[str, str]]:
+        """Keep the versions of the libraries that make the maps, by name.
+
+        They are facts of the store's origin; it takes maps of other versions, too.
+
+        Returns:
+            What others recorded before and differs.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        return record_versions(self.path, versions)
 
     def flush(self) -> None:
         """Write what waits as one shard, which then is closed.
@@ -258,16 +259,12 @@ class StoreWriter:
         """
         if not self._facts:
             return
-        count = self._shard_rows // CHUNK_GRIDS
         try:
-            with short_lock(self.path):
-                grow(self.path, self._arrays.values(), (self._shard + 1) * count)
-            for name, array in self._arrays.items():
-                file = self.path / array.file(self._shard)
-                make_folders(file.parent)
-                write_whole(file, shard_bytes(self._chunks[name], count))
-            write_checked(numbered(self.path / "facts", self._shard), self._facts)
-            write_checked(numbered(self.path / "index", self._shard), self._columns)
+            self._claim()
+            try:
+                self._publish()
+            finally:
+                free_shard(self.path, self._shard)
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be written ({error}); it holds "
@@ -275,15 +272,64 @@ class StoreWriter:
             ) from error
         for column in self._columns.values():
             column.clear()
-        self._chunks = {name: {} for name in self._arrays}
+        self._chunks = {name: {} for name in self._chunks}
         self._facts, self._used = [], 0
         self._shard = next(self._free)
+
+    def _claim(self) -> None:
+        """Take a shard's number that no one else writes."""
+        if claim_shard(self.path, self._shard):
+            return
+        warnings.warn(
+            f"Shard {self._shard} of {self.path} is another writer's, or was that of one which was "
+            "killed elsewhere: the next one is written. Of a photo that two writers add, the lower "
+            "shard's map counts.",
+            stacklevel=3,
+        )
+        self._known |= self._stored_keys()
+        while not claim_shard(self.path, self._shard):
+            self._shard = next(self._free)
+
+    def _publish(self) -> None:
+        """Write the shard's files, its index file last."""
+        shard, rows = self._shard, self._layout.shard_rows
+        with short_lock(self.path):
+            grow(self.path, self._layout.arrays.values(), (shard + 1) * self._layout.shard_chunks)
+        tails = {}
+        for name, array in self._layout.arrays.items():
+            file = self.path / array.file(shard)
+            make_folders(file.parent)
+            content, tail = shard_bytes(self._chunks[name], self._layout.shard_chunks)
+            write_whole(file, content)
+            tails[name] = (len(content), digest(tail))
+        facts = checked_lines(self._facts)
+        write_whole(self.path / shard_file("facts", shard), facts)
+        starts = [shard * rows + start for start in self._columns["start"]]
+        binding = ShardBinding(digest(facts), tails)
+        entry = index_entry({**self._columns, "start": starts}, binding, self._layout)
+        write_whole(self.path / shard_file("index", shard), checked_lines(entry))
 
     def close(self) -> None:
         """Let others write; what was not flushed is dropped."""
         with contextlib.suppress(OSError, StoreError):  # the shards' own index files are there
-            pack_index(self.path, self._shard_rows)
+            index = pack_index(self.path)
+            if len(index.shards):  # without locks, two writers may have grown the arrays at once
+                chunks = (int(index.shards[-1]) + 1) * self._layout.shard_chunks
+                with short_lock(self.path):
+                    grow(self.path, self._layout.arrays.values(), chunks)
         self._lock.release()
+
+    def _stored_keys(self) -> set[str]:
+        index = read_index(LocalFiles(self.path), self._layout)
+        return {canonical_key(key) for key, _, _ in index.maps()}
+
+    def _refuse_other(self, **asked: str | int) -> None:
+        for name, value in asked.items():
+            if getattr(self, name) != value:
+                raise StoreError(
+                    f"{self.path} was made with {name} {getattr(self, name)}, not {value}: name "
+                    "another store, or go on with what it was made with."
+                )
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -299,68 +345,6 @@ class StoreWriter:
                 self.flush()
         finally:
             self.close()
-
-
-def _begin(
-    path: Path, channels: int, max_grids: int, dtype: str, encoder: dict[str, Any], kind: str
-) -> None:
-    """Make an empty store, whole or not at all."""
-    if channels <= 0 or max_grids <= 0:
-        raise StoreError("A store needs channels and max_grids above 0.")
-    if dtype not in DTYPES:
-        raise StoreError(f"A store holds {' or '.join(DTYPES)}, not {dtype}.")
-    if kind not in KINDS:
-        raise StoreError(f"A store holds {' or '.join(KINDS)}, not {kind}.")
-    if path.exists():
-        raise StoreExists(f"{path} exists already: open it to add to it, or name another.")
-    row_bytes = channels * np.dtype(KEPT_AS[dtype]).itemsize
-    most = min(SHARD_BYTES // row_bytes, SHARD_CHUNKS * CHUNK_GRIDS)
-    rows = rows_taken(max(most, max_grids))
-    begun = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
-    shutil.rmtree(begun, ignore_errors=True)
-    group: Any = zarr.open_group(begun, mode="w", zarr_format=3)
-    about: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "dtype": dtype,
-        "channels": channels,
-        "max_grids": max_grids,
-        "chunk_grids": CHUNK_GRIDS,
-        "order_seed": ORDER_SEED,
-        "encoder": encoder,
-    }
-    group.attrs["gridvlp"] = about
-    for array in store_arrays(about).values():
-        _create(group, array, rows // CHUNK_GRIDS)
-    (begun / "index").mkdir()
-    (begun / "facts").mkdir()
-    for file in (begun / "zarr.json", *begun.glob("*/zarr.json")):
-        file.write_bytes(sealed(json.loads(file.read_bytes())))
-    sync_tree(begun)
-    try:
-        os.rename(begun, path)
-    except OSError as error:
-        shutil.rmtree(begun)
-        if path.exists():  # another process was faster
-            raise StoreExists(f"{path} exists already: open it to add to it.") from error
-        raise StoreError(f"{path} cannot be made: {error.strerror}.") from error
-    sync_folder(path.parent)
-
-
-def _create(group: Any, array: Array, chunks: int) -> None:
-    group.create_array(
-        array.name,
-        shape=(0, *array.row_shape),
-        shards=(chunks * array.chunk_rows, *array.row_shape),
-        chunks=(array.chunk_rows, *array.row_shape),
-        dtype=array.dtype,
-        dimension_names=DIMENSIONS[array.name],
-        fill_value=array.fill,
-        # for readers; the bytes are made in gridvlp.store.chunks
-        compressors=BloscCodec(
-            typesize=array.dtype.itemsize, cname="zstd", clevel=1, shuffle="shuffle", blocksize=0
-        ),
-    )
 
 
 def _free_shards(path: Path, part: int, parts: int) -> Iterator[int]:

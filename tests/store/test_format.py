@@ -48,7 +48,10 @@ def unpacked(chunk: bytes) -> bytes:
 def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
     """All maps of a store: files, struct and zstd only."""
     about = json.loads((store / "zarr.json").read_bytes())["attributes"]["gridvlp"]
-    assert about["format_version"] == 4
+    assert about["format_version"] == 5
+    del about["crc32c"]
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    name_of_store = hashlib.sha256(text.encode()).hexdigest()
     channels, chunk_rows = about["channels"], about["chunk_grids"]
     array = json.loads((store / "grids" / "zarr.json").read_bytes())
     shard_rows = array["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -58,13 +61,19 @@ def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
     for file in sorted((store / "index").iterdir()):
         if file.name.startswith("."):
             continue
-        shard = (store / "grids" / "c" / str(int(file.stem)) / "0").read_bytes()
-        index = shard[-16 * chunks - 4 : -4]
-        assert google_crc32c.value(index) == struct.unpack("<I", shard[-4:])[0]
         line, check, end = file.read_bytes().split(b"\n")
         assert json.loads(check)["crc32c"] == google_crc32c.value(line)
         assert end == b""
         columns = json.loads(line)
+        assert columns["store"] == name_of_store
+        facts = (store / "facts" / file.name).read_bytes()
+        assert columns["facts"] == hashlib.sha256(facts).hexdigest()[:32]
+        shard = (store / "grids" / "c" / str(int(file.stem)) / "0").read_bytes()
+        tail, named = shard[-20 * chunks - 4 :], columns["arrays"]["grids"]
+        assert len(shard) == named["bytes"]
+        assert hashlib.sha256(tail).hexdigest()[:32] == named["tail"]
+        checks, index = tail[: 4 * chunks], tail[4 * chunks : -4]
+        assert google_crc32c.value(index) == struct.unpack("<I", tail[-4:])[0]
         for key, start, height, width in zip(
             columns["key"], columns["start"], columns["height"], columns["width"], strict=True
         ):
@@ -75,7 +84,9 @@ def read_by_the_book(store: Path) -> dict[str, np.ndarray]:
             for chunk in range(first, first + -(-height * width // chunk_rows)):
                 offset, length = struct.unpack_from("<QQ", index, 16 * chunk)
                 assert offset != 2**64 - 1
-                rows += unpacked(shard[offset : offset + length])
+                stored = shard[offset : offset + length]
+                assert stored[-4:] == checks[4 * chunk : 4 * chunk + 4]
+                rows += unpacked(stored)
             rows_GC = np.frombuffer(rows, dtype).reshape(-1, channels)
             map_HWC = np.empty((height, width, channels), np.float32)
             order = sorted(range(height * width), key=lambda g: z(g, about["order_seed"]))
@@ -136,12 +147,20 @@ def make(path: Path, dtype: str) -> dict[str, np.ndarray]:
 def packed_by_the_book(store: Path, key: str) -> tuple[int, int, int]:
     """start, H and W of a map, by binary search in index.bin."""
     content = (store / "index.bin").read_bytes()
-    assert content[:8] == b"gvlpidx1"
+    assert content[:8] == b"gvlpidx2"
     assert google_crc32c.value(content[:-4]) == struct.unpack("<I", content[-4:])[0]
-    maps, shards, _ = struct.unpack_from("<3Q", content, 8)
-    hashes, starts, ends = (32 + 8 * maps * n for n in range(3))
-    places = ends + 8 * maps + 8 * shards
+    maps, shards, _ = struct.unpack_from("<3Q", content, 40)
+    hashes, starts, ends = (64 + 8 * maps * n for n in range(3))
+    files = ends + 8 * maps + 8 * shards
+    places = files + (16 + 24) * shards
     keys = places + 12 * maps
+    for row in range(shards):
+        (shard,) = struct.unpack_from("<Q", content, files - 8 * (shards - row))
+        line = json.loads((store / "index" / f"{shard:06}.jsonl").read_bytes().splitlines()[0])
+        assert content[8:40].hex() == line["store"]
+        facts, length, tail = struct.unpack_from("<16sQ16s", content, files + 40 * row)
+        assert facts.hex() == line["facts"]
+        assert {"bytes": length, "tail": tail.hex()} == line["arrays"]["grids"]
     letters = key.encode("utf-8", "surrogatepass")
     match = re.fullmatch(r"COCO_(train|val|test)\d{4}_(\d{12})", key)
     canonical = match[2].encode() if match else letters

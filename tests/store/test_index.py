@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridvlp.store import FeatureStore, StoreWriter, canonical_key
-from gridvlp.store.index import index_columns, key_hash
+from gridvlp.store.layout import checked_lines
+from gridvlp.store.map_index import index_columns, key_hash
 from gridvlp.store.verification import verify
 from tests.store.test_faults import C, assert_holds, grid_map, write
 
@@ -35,7 +36,7 @@ def unpacked(path: Path) -> list[tuple[str, int, int, int]]:
 @given(keys=st.lists(st.text(min_size=1), unique_by=canonical_key, max_size=40))
 def test_every_key_is_found_and_no_other(keys: list[str]) -> None:
     sizes = range(1, len(keys) + 1)
-    index = index_columns([0], keys, range(0, 20 * len(keys), 20), sizes, sizes)
+    index = index_columns({0: b""}, keys, range(0, 20 * len(keys), 20), sizes, sizes)
     assert [key for key, _, _ in index.maps()] == keys
     for place, key in enumerate(keys):
         wanted = canonical_key(key)
@@ -45,7 +46,7 @@ def test_every_key_is_found_and_no_other(keys: list[str]) -> None:
 
 
 def test_two_keys_of_one_hash_are_told_apart() -> None:
-    index = index_columns([0], ["a", "b"], [0, 20], [1, 2], [1, 2])
+    index = index_columns({0: b""}, ["a", "b"], [0, 20], [1, 2], [1, 2])
     same = key_hash("a")
     index.hashes[:] = same
     index.places[:] = [0, 1]
@@ -135,6 +136,7 @@ def test_opening_holds_nothing_per_map(tmp_path: Path) -> None:
     write(tmp_path / "s", range(1))
     lines = (tmp_path / "s" / "index" / "000000.jsonl").read_text().splitlines()
     columns = json.loads(lines[0])
+    same = {name: columns[name] for name in ("store", "facts", "arrays")}
     rows = json.loads((tmp_path / "s" / "grids" / "zarr.json").read_text())["chunk_grid"]
     shard_rows = rows["configuration"]["chunk_shape"][0]
     used = []
@@ -145,11 +147,11 @@ def test_opening_holds_nothing_per_map(tmp_path: Path) -> None:
                 "start": [number * shard_rows + 20 * n for n in range(1000)],
                 "height": [1] * 1000,
                 "width": [1] * 1000,
+                **same,
             }
-            from gridvlp.store.layout import write_checked
-
-            write_checked(tmp_path / "s" / "index" / f"{number:06}.jsonl", many)
-        pack_index(tmp_path / "s", shard_rows)
+            file = tmp_path / "s" / "index" / f"{number:06}.jsonl"
+            file.write_bytes(checked_lines(many))
+        pack_index(tmp_path / "s")
         tracemalloc.start()
         store = FeatureStore(tmp_path / "s")
         assert store.shape(columns["key"][0]) == (C, columns["height"][0], columns["width"][0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gridvlp.store import FeatureStore, StoreWriter
-from gridvlp.store.layout import grid_order
+from gridvlp.store.layout import ORDER_SEED, grid_order
 from gridvlp.store.numbers import DTYPES
 
 C = 24
@@ -88,7 +88,9 @@ def test_others_read_the_same_maps(tmp_path: Path, reader: Any, dtype: str) -> N
             scale_C, offset_C = scales.astype(np.float32)
             stored_GC = scale_C * stored_GC + offset_C
         own_GC = store.grids(key)
-        np.testing.assert_array_equal(stored_GC.astype(np.float32), own_GC[grid_order(len(own_GC))])
+        np.testing.assert_array_equal(
+            stored_GC.astype(np.float32), own_GC[grid_order(len(own_GC), ORDER_SEED)]
+        )
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -98,7 +100,7 @@ def test_others_read_the_same_regions(tmp_path: Path, reader: Any) -> None:
     arrays = {n: reader(tmp_path / "s", n) for n in ("grids", "boxes", "classes", "scores")}
     for key, part in rows_of(tmp_path / "s").items():
         own = store.regions(key)
-        order = grid_order(len(own.boxes_N4))
+        order = grid_order(len(own.boxes_N4), ORDER_SEED)
         for name, values in (
             ("grids", own.features_NC),
             ("boxes", own.boxes_N4),

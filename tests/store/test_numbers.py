@@ -109,7 +109,7 @@ def test_what_is_not_finite_is_refused(tmp_path: Path, dtype: str, bad: float) -
     map_CHW = relu_map(0)
     map_CHW[3, 2, 1] = bad
     with StoreWriter.create(tmp_path / "s", channels=C, dtype=dtype) as writer:
-        with pytest.raises(StoreError, match=f"a has values that are no finite {dtype}"):
+        with pytest.raises(StoreError, match=f"a has values that are not finite in {dtype}"):
             writer.add("a", map_CHW)
         writer.add("a", relu_map(0))
     assert FeatureStore(tmp_path / "s").keys() == ["a"]

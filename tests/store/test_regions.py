@@ -101,7 +101,7 @@ def test_grids_and_regions_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds grids"):
         grids.regions("a")
     begin(tmp_path / "regions").close()
-    with pytest.raises(StoreError, match="differ in kind"):
+    with pytest.raises(StoreError, match="kind: 'grids' and 'regions'"):
         FeatureStore([tmp_path / "grids", tmp_path / "regions"])
     with pytest.raises(StoreError, match="grids or regions"):
         StoreWriter.create(tmp_path / "bad", kind="boxes")

@@ -426,7 +426,6 @@ def test_several_stores_read_as_one(tmp_path: Path) -> None:
         tmp_path / "vg",
         {"2345": numbered(3, 3), "000000000009": numbered(5, 5)},
         encoder=encoder,
-        dtype="float32",
     )
     store = FeatureStore([tmp_path / "coco", tmp_path / "vg"])
     assert len(store) == 2
@@ -436,22 +435,49 @@ def test_several_stores_read_as_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.map("000000000009"), numbered(2, 2))
 
 
+ENCODER = {
+    "name": "x101",
+    "weights_sha256": "1",
+    "resize": {"shorter": 600, "longest": 1000},
+    "precision": "bfloat16",
+    "pixel_mean": [103.53, 116.28, 123.675],
+    "channel_order": "BGR",
+}
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("other", "message"),
     [
-        {"encoder": {"name": "x152", "weights_sha256": "1"}},
-        {"encoder": {"name": "x101", "weights_sha256": "2"}},
-        {"encoder": {}},
-        {"channels": 4},
+        ({"encoder": {**ENCODER, "name": "x152"}}, "encoder.name: 'x101' and 'x152'"),
+        ({"encoder": {**ENCODER, "weights_sha256": "2"}}, "weights_sha256: '1' and '2'"),
+        ({"encoder": {**ENCODER, "resize": {"shorter": 448}}}, "shorter: 600 and 448.*longest"),
+        ({"encoder": {**ENCODER, "precision": "float32"}}, "precision: 'bfloat16' and 'float32'"),
+        ({"encoder": {**ENCODER, "pixel_mean": [0, 0, 0]}}, r"pixel_mean: \[103.53.*\[0, 0, 0\]"),
+        ({"encoder": {**ENCODER, "channel_order": "RGB"}}, "channel_order: 'BGR' and 'RGB'"),
+        ({"encoder": {**ENCODER, "new": 1}}, "encoder.new: None and 1"),
+        ({"encoder": {}}, "encoder.name"),
+        ({"channels": 4}, "channels: 8 and 4"),
+        ({"dtype": "float32"}, "dtype: 'float16' and 'float32'"),
+        ({"kind": "regions"}, "kind: 'grids' and 'regions'"),
     ],
 )
-def test_stores_of_different_encoders_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    encoder = {"name": "x101", "weights_sha256": "1"}
-    write(tmp_path / "a", {}, encoder=encoder)
-    write(tmp_path / "b", {}, **{"encoder": encoder, **other})
-    with pytest.raises(StoreError, match=r"different encoders|differ in channels") as caught:
+def test_stores_of_different_recipes_are_not_read_as_one(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "a", {}, encoder=ENCODER)
+    write(tmp_path / "b", {}, **{"encoder": ENCODER, **other})
+    with pytest.raises(StoreError, match=message) as caught:
         FeatureStore([tmp_path / "a", tmp_path / "b"])
     assert str(tmp_path / "b") in str(caught.value)
+
+
+def test_stores_that_differ_in_versions_and_in_max_grids_are_read_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"a": numbered(1, 1)}, encoder={**ENCODER, "versions": {"torch": "2"}})
+    write(tmp_path / "b", {"b": numbered(1, 2)}, encoder=ENCODER, max_grids=30)
+    both = FeatureStore([tmp_path / "a", tmp_path / "b"])
+    assert both.keys() == ["a", "b"]
+    assert both.recipe == FeatureStore(tmp_path / "b").recipe
+    assert both.recipe_digest == FeatureStore(tmp_path / "a").recipe_digest
 
 
 # Many readers
