@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from gridvlp.errors import UserError
-from gridvlp.extract.photo_decoding import FORMATS, BadPhoto, decode_photo
+from gridvlp.extract.photo_decoding import DECODE_VERSION, FORMATS, BadPhoto, decode_photo
 from gridvlp.photo_names import match_files
 
 __all__ = [
+    "DECODE_VERSION",
     "SUFFIXES",
     "BadPhoto",
     "Photo",
@@ -68,17 +69,6 @@ class PhotoFiles:
     paths: list[Path] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     missing: dict[str, str] = field(default_factory=dict)
-
-    def passed_over_text(self) -> str:
-        """A sentence, as "3 files passed over: 2 .heic, 1 without a suffix."; "" for none."""
-        if not self.passed_over:
-            return ""
-        total = self.passed_over.total()
-        kinds = ", ".join(
-            f"{count:,} {suffix or 'without a suffix'}"
-            for suffix, count in self.passed_over.most_common()
-        )
-        return f"{total:,} {'file' if total == 1 else 'files'} passed over: {kinds}."
 
 
 def find_photos(places: Iterable[Path]) -> list[Path]:
