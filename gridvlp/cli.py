@@ -35,6 +35,7 @@ from gridvlp.extract.settings import (
 )
 from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
+from gridvlp.skip_list import SKIP_LIMIT
 from gridvlp.train.settings import (
     FINE_TUNING,
     SOURCES,
@@ -545,6 +546,11 @@ def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
 @click.option(
     "--coco-ids", is_flag=True, help="Ids in .tsv files are COCO's numbers: 42 is 000000000042."
 )
+@click.option(
+    "--skip-limit",
+    default=SKIP_LIMIT,
+    help="Stop when so many in a row, or most of at least twice as many, are of no use; 0: never.",
+)
 def convert(source: Path, out: Path, encoder: str, **options: Any) -> None:
     """Write the features in SOURCE to a store.
 
@@ -565,7 +571,7 @@ def convert(source: Path, out: Path, encoder: str, **options: Any) -> None:
 )
 def export(store: str | Path, folder: Path) -> None:
     """Write every map of STORE as an .npy file, or its regions as an .npz file."""
-    from gridvlp.convert import export as run
+    from gridvlp.export import export as run
     from gridvlp.store import FeatureStore
 
     run(FeatureStore(store), folder, click.echo)

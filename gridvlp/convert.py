@@ -1,10 +1,11 @@
-"""Feature files of other projects to a store, and a store to plain .npy files."""
+"""Feature files of other projects to a store."""
 
 from __future__ import annotations
 
-import os
+import json
 import pickle
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,12 @@ import numpy as np
 
 from gridvlp.convert_tsv import read_tsv
 from gridvlp.errors import UserError
+from gridvlp.export import KEYS
+from gridvlp.photo_names import passed_over_text, photo_keys
 from gridvlp.progress import track
-from gridvlp.store import FeatureStore, StoreError, StoreWriter
+from gridvlp.run_folder import write_text
+from gridvlp.skip_list import SKIP_LIMIT, SkipList
+from gridvlp.store import FeatureStore, MapError, StoreWriter, canonical_key
 
 SUFFIXES = (".npy", ".npz", ".pth", ".pt")
 
@@ -24,27 +29,36 @@ SUFFIXES = (".npy", ".npz", ".pth", ".pt")
 class ConvertReport:
     """What became of the photos' features."""
 
+    store: Path
+    skipped: SkipList
     found: int = 0
     written: int = 0
     already_there: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)  # path, line -> reason
     bare_numbers: int = 0  # keys that may be COCO's, without the zeros of its file names
+    passed_over: Counter[str] = field(default_factory=Counter)  # files by suffix
+
+    @property
+    def skipped_file(self) -> Path:
+        """Where each skipped input is listed with its reason."""
+        return self.store.with_name(f"{self.store.name}.skipped.txt")
 
     def lines(self) -> list[str]:
-        """The report, to be printed; each skipped file with its reason."""
-        return [
+        """The report, to be printed."""
+        lines = [
             f"{self.found:,} photos' features: {self.written:,} written, {self.already_there:,} "
-            f"there already, {len(self.skipped):,} skipped.",
-            *(f"  skipped {path}: {reason}" for path, reason in self.skipped.items()),
-            *(
-                [
-                    f"{self.bare_numbers:,} ids are bare numbers. If they are COCO's, convert "
-                    "again with --coco-ids, or no photo of an annotation is found."
-                ]
-                if self.bare_numbers
-                else []
-            ),
+            f"there already, {len(self.skipped):,} skipped."
         ]
+        lines += [f"  skipped {count:,}: {reason}" for reason, count in self.skipped.kinds()]
+        if self.skipped:
+            lines.append(f"  each is listed in {self.skipped_file}")
+        if self.passed_over:
+            lines.append(passed_over_text(self.passed_over))
+        if self.bare_numbers:
+            lines.append(
+                f"{self.bare_numbers:,} ids are bare numbers. If they are COCO's, convert again "
+                "with --coco-ids, or no photo of an annotation is found."
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -65,98 +79,178 @@ def convert(
     channels_last: bool = False,
     max_grids: int = 608,
     coco_ids: bool = False,
+    skip_limit: int = SKIP_LIMIT,
 ) -> ConvertReport:
-    """Write the features of other projects into a store; goes on with one that was begun.
+    """Write the features of other projects into a store, new or begun.
 
     Args:
         source: folder of .npy, .npz (one array each) or .pth/.pt files (one tensor each, as
-            grid-feats-vqa writes them), searched through; a file's stem is the photo's key. Or a
-            .tsv file of LXMERT's or bottom-up attention's, or a folder of them; these make a store
-            of regions.
+            grid-feats-vqa writes them), searched through; keys are files' stems, with the folder
+            where stems are equal (see ``photo_keys``), or those that an export left in keys.json.
+            Or a .tsv file of LXMERT's or bottom-up attention's, or a folder of them; these make a
+            store of regions.
         out: the store.
         encoder: what made the features; stores of other encoders are not read together.
         channels_last: the arrays are (H, W, C) and not (C, H, W); a leading 1 is dropped.
         max_grids: the most grids H x W that a map may have, or regions of a photo.
         coco_ids: the ids of a .tsv file are COCO's numbers: 42 is the photo 000000000042.
+        skip_limit: see ``SkipList``.
 
     Raises:
-        UserError: no feature file, none that can be used, or a store of something else.
+        UserError: no feature file, none that can be used, too many that cannot, or a store of
+            something else.
     """
-    tables = [source] if source.is_file() else sorted(source.rglob("*.tsv"))
-    files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES)
+    files, tables, passed_over = _search(source)
+    kind = "regions" if tables else "grids"
+    skipped = SkipList(skip_limit, "are these features, all of one encoder?")
+    report = ConvertReport(out, skipped, passed_over=passed_over)
+    about = {"name": encoder, "weights_sha256": None, "converted": True}
+    if tables:
+        photos = _lines(tables, coco_ids)
+        total, unit = sum(path.stat().st_size for path in tables) // 1000, "kB"
+    else:
+        photos, total, unit = _files(source, files, channels_last), len(files), "maps"
+    writer: StoreWriter | None = None
+    if out.exists():
+        writer = _open(out, encoder, kind)
+    selection = _Selection(writer, report)
+    try:
+        with track("convert", total, unit) as bar:
+            for photo in photos:
+                bar.advance(photo.size)
+                report.found += 1
+                if not selection(photo):
+                    continue
+                try:
+                    features = photo.load()
+                    if not photo.key:
+                        raise UserError("has no photo's id.")
+                    _check_count(features["grid_map"], max_grids, writer)
+                except UserError as reason:
+                    skipped.add(photo.name, str(reason))
+                    continue
+                if writer is None:
+                    channels = len(features["grid_map"])
+                    writer = StoreWriter.create(
+                        out, channels=channels, max_grids=max_grids, encoder=about, kind=kind
+                    )
+                try:
+                    writer.add(photo.key, **features)
+                except MapError as reason:
+                    skipped.add(photo.name, str(reason).replace(f" of {photo.key}", "", 1))
+                    continue
+                skipped.take()
+                selection.take(photo)
+                report.written += 1
+                if photo.key.isdigit() and len(photo.key) < 12:
+                    report.bare_numbers += bool(tables)
+    finally:
+        if writer is not None:
+            try:
+                writer.flush()  # what is whole is kept, whatever ended the work
+            finally:
+                writer.close()
+        _list_skipped(report)
+    if not report.written and not report.already_there:
+        if not skipped:
+            raise UserError(f"{source} is empty.")
+        first, wrong = next(iter(skipped.reasons.items()))
+        raise UserError(f"None of {report.found} photos' features can be used; {first}: {wrong}")
+    return report
+
+
+def _search(source: Path) -> tuple[list[Path], list[Path], Counter[str]]:
+    """Files of one map each, tables, and how many other files there are by their suffix."""
+    inside = [source] if source.is_file() else sorted(source.rglob("*"))
+    files = [path for path in inside if path.suffix.lower() in SUFFIXES]
+    tables = [path for path in inside if path.suffix.lower() == ".tsv"]
     if not files and not tables:
         raise UserError(f"There is no {', '.join(SUFFIXES)} or .tsv file in {source}.")
     if files and tables:
         raise UserError(
             f"{source} has .tsv files and others: name a folder of one kind, or a file."
         )
-    if tables and tables[0].suffix != ".tsv":
-        raise UserError(f"{source} is no .tsv file; for others name their folder.")
-    kind = "regions" if tables else "grids"
-    report = ConvertReport()
-    writer: StoreWriter | None = None
-    about = {"name": encoder, "weights_sha256": None, "converted": True}
-    if tables:
-        photos = _lines(tables, coco_ids)
-        total, unit = sum(path.stat().st_size for path in tables) // 1000, "kB"
-    else:
-        photos, total, unit = _files(files, channels_last), len(files), "maps"
+    if source.is_file() and not tables:
+        raise UserError(f"{source} is not a .tsv file; for others name their folder.")
+    known = {*files, *tables, source / KEYS}
+    others = (path for path in inside if path not in known and not path.name.startswith("."))
+    return files, tables, Counter(path.suffix.lower() for path in others if path.is_file())
+
+
+def _open(out: Path, encoder: str, kind: str) -> StoreWriter:
+    writer = StoreWriter.open(out)
+    if writer.encoder.get("name") != encoder or writer.kind != kind:
+        writer.close()
+        raise UserError(
+            f"{out} holds {writer.kind} of {writer.encoder.get('name')}, not {kind} of {encoder}: "
+            "name another store with --out."
+        )
+    return writer
+
+
+class _Selection:
+    """Whether a photo's features are to be read: not if its key came before, or is in the store."""
+
+    def __init__(self, writer: StoreWriter | None, report: ConvertReport) -> None:
+        self.report = report
+        self.store = FeatureStore(report.store) if writer is not None and len(writer) else None
+        self.names: dict[str, str] = {}  # by key
+
+    def __call__(self, photo: _Photo) -> bool:
+        key = canonical_key(photo.key)
+        if key in self.names:
+            self.report.skipped.note(photo.name, f"has the same key as {self.names[key]}")
+            return False
+        if self.store is None or key not in self.store:
+            return True
+        self.take(photo)
+        other = self.store.record(key).get("source")
+        if isinstance(other, str) and Path(other).parts[-2:] != Path(photo.name).parts[-2:]:
+            self.report.skipped.note(
+                photo.name,
+                f"the store has another file's map under its key: {photo.key} is of {other}; "
+                "convert both folders in one command, which tells them apart",
+            )
+        else:
+            self.report.already_there += 1
+        return False
+
+    def take(self, photo: _Photo) -> None:
+        """Leave out what has the same key from now on."""
+        self.names[canonical_key(photo.key)] = photo.name
+
+
+def _list_skipped(report: ConvertReport) -> None:
+    lines = "".join(f"{name}\t{why}\n" for name, why in report.skipped.reasons.items())
     try:
-        if out.exists():
-            writer = StoreWriter.open(out)
-            if writer.encoder.get("name") != encoder or writer.kind != kind:
-                raise UserError(
-                    f"{out} holds {writer.kind} of {writer.encoder.get('name')}, not {kind} of "
-                    f"{encoder}: name another store with --out."
-                )
-        with track("convert", total, unit) as bar:
-            for photo in photos:
-                bar.advance(photo.size)
-                report.found += 1
-                if writer is not None and photo.key in writer:
-                    report.already_there += 1
-                    continue
-                try:
-                    given = photo.load()
-                    if not photo.key:
-                        raise UserError("has no photo's id.")
-                    if writer is None:
-                        channels = len(given["grid_map"])
-                        writer = StoreWriter.create(
-                            out, channels=channels, max_grids=max_grids, encoder=about, kind=kind
-                        )
-                    _check(given["grid_map"], writer)
-                except UserError as reason:
-                    report.skipped[photo.name] = str(reason)
-                    continue
-                writer.add(photo.key, **given)
-                report.written += 1
-                if photo.key.isdigit() and len(photo.key) < 12:
-                    report.bare_numbers += bool(tables)
-        if writer is not None:
-            writer.flush()
-    except KeyboardInterrupt:
-        if writer is not None:
-            writer.flush()
-        raise
-    finally:
-        if writer is not None:
-            writer.close()
-    if not report.written and not report.already_there:
-        if not report.skipped:
-            raise UserError(f"{source} is empty.")
-        first, wrong = next(iter(report.skipped.items()))
-        raise UserError(f"None of {report.found} photos' features can be used; {first}: {wrong}")
-    return report
+        write_text(report.skipped_file, lines)
+    except OSError as error:
+        raise UserError(f"{report.skipped_file} cannot be written: {error.strerror}.") from error
 
 
-def _files(files: Sequence[Path], channels_last: bool) -> Iterator[_Photo]:
-    for path in files:
+def _files(source: Path, files: Sequence[Path], channels_last: bool) -> Iterator[_Photo]:
+    exported = _exported_keys(source / KEYS)
+    for path, key in zip(files, photo_keys(files), strict=True):
 
         def load(path: Path = path) -> dict[str, Any]:
             return {"grid_map": read_feature_file(path, channels_last), "source": str(path)}
 
-        yield _Photo(str(path), path.stem, 1, load)
+        own = path.stem if key == canonical_key(path.stem) else key
+        name = str(path.relative_to(source))
+        yield _Photo(str(path), exported.get(name, own), 1, load)
+
+
+def _exported_keys(path: Path) -> dict[str, str]:
+    """Keys by the names of their files, where an export could not name files by keys."""
+    if not path.is_file():
+        return {}
+    try:
+        keys = json.loads(path.read_bytes())
+        if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+            raise ValueError("it does not name a key for each file")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return keys
 
 
 def _lines(tables: Sequence[Path], coco_ids: bool) -> Iterator[_Photo]:
@@ -175,9 +269,9 @@ def read_feature_file(path: Path, channels_last: bool = False) -> np.ndarray:
         UserError: the file cannot be read, or holds no such array.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
-        elif path.suffix == ".npz":
+        elif path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 names = [name for name in arrays.files if arrays[name].ndim >= 3]
                 if len(names) != 1:
@@ -190,75 +284,28 @@ def read_feature_file(path: Path, channels_last: bool = False) -> np.ndarray:
             if not isinstance(tensor, torch.Tensor):
                 raise UserError(f"holds a {type(tensor).__name__}, not a tensor.")
             array = tensor.float().numpy()
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
-        raise UserError(f"cannot be read: {str(error).splitlines()[0]}") from error
+    except UserError:
+        raise
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError("cannot be read as plain numbers; files that hold code are not.") from error
+    except Exception as error:
+        # a damaged file, of which any part may be wrong, must not end the work on the others
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot be read: {reason}") from error
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
-    if array.ndim != 3 or array.dtype.kind != "f":
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
         raise UserError(f"has shape {array.shape} of {array.dtype}, not C x H x W of floats.")
     if channels_last:
         array = array.transpose(2, 0, 1)
     elif array.shape[0] < array.shape[2] and array.shape[2] >= 256:
         raise UserError(f"has shape {array.shape}: if that is H x W x C, give --channels-last.")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold, the store refuses
+        return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _check(map_CHW: np.ndarray, writer: StoreWriter) -> None:
-    channels, height, width = map_CHW.shape
-    if channels != writer.channels:
-        raise UserError(f"has {channels} channels; the store has {writer.channels}.")
-    if height * width > writer.max_grids:
-        raise UserError(
-            f"has {height * width} {writer.kind}; the store takes {writer.max_grids} (--max-grids)."
-        )
-    if not np.isfinite(map_CHW).all() or np.abs(map_CHW).max(initial=0) > np.finfo("float16").max:
-        raise UserError("has numbers that are not finite in float16.")
-
-
-def export(
-    store: FeatureStore, folder: Path, say: Callable[[str], object] = print
-) -> tuple[int, int]:
-    """Write every map as folder/KEY.npy (C, H, W); those that are there are kept.
-
-    Of a store of regions, write folder/KEY.npz with features (N, C), boxes (N, 4) as fractions of
-    the photo, and, where there are any, classes (N,) and scores (N,).
-
-    Returns:
-        How many were written, and how many were there already.
-
-    Raises:
-        UserError: a key is no file name, a map is damaged, or the disk refuses.
-    """
-    written = there = 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with track("export", len(store), "maps") as bar:
-            keys = store.keys()
-            for key in keys:
-                bar.advance()
-                if "/" in key or "\0" in key or key in (".", ".."):
-                    raise StoreError(f"The key {key!r} cannot be a file's name.")
-                path = folder / f"{key}.{'npz' if store.kind == 'regions' else 'npy'}"
-                if path.exists():
-                    there += 1
-                    continue
-                unfinished = folder / f".{key}.tmp"
-                with unfinished.open("wb") as file:
-                    if store.kind == "regions":
-                        found = store.regions(key, dtype=store.dtype)
-                        arrays = {"features": found.features_NC, "boxes": found.boxes_N4}
-                        if found.classes_N is not None:
-                            arrays["classes"] = found.classes_N
-                        if found.scores_N is not None:
-                            arrays["scores"] = found.scores_N
-                        np.savez(file, allow_pickle=False, **arrays)
-                    else:
-                        np.save(file, store.map(key, dtype=store.dtype), allow_pickle=False)
-                os.replace(unfinished, path)
-                written += 1
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    say(f"{written:,} maps written to {folder}, {there:,} there already.")
-    return written, there
+def _check_count(map_CHW: np.ndarray, max_grids: int, writer: StoreWriter | None) -> None:
+    most = max_grids if writer is None else writer.max_grids
+    count = map_CHW.shape[1] * map_CHW.shape[2]
+    if count > most:
+        raise UserError(f"has {count} grids or regions; the store takes {most} (--max-grids).")

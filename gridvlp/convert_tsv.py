@@ -8,6 +8,7 @@ taken as such. Lines are read one at a time: a file of 30 GB takes no more memor
 from __future__ import annotations
 
 import binascii
+import codecs
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def read_tsv(path: Path) -> Iterator[TsvLine]:
         with path.open("rb") as file:
             while line := file.readline(LONGEST_LINE):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 columns = line.rstrip(b"\r\n").split(b"\t")
                 if number == 1 and {b"boxes", b"features", b"num_boxes"} <= set(columns):
                     names = tuple(column.decode() for column in columns)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gridvlp.store import canonical_key
+
+NAME_BYTES = 255  # of a file's name, on nearly all file systems
+# What has a meaning in a path, cannot be printed or encoded, or hides a file; and % itself
+_UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f\ud800-\udfff]|^\.")
 
 _Parts = tuple[str, ...]  # of a path, the folders first
 
@@ -127,3 +133,31 @@ def _match(
         texts = ["/".join(name) for name in rivals]
         for name in rivals:
             reasons[name] = f"{texts[0]} and {texts[1]} both mean {file}"
+
+
+def file_name(key: str, suffix: str) -> str:
+    """A file's name for a key: percent-encoded where a name cannot have it, and short enough.
+
+    Two keys never share a name. That of a key which is too long ends in a hash.
+    """
+    name = _UNSAFE.sub(lambda unsafe: _percent(unsafe[0]), key)
+    room = NAME_BYTES - len(suffix.encode())
+    if len(name.encode()) > room:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        name = name.encode()[: room - len(digest) - 2].decode("utf-8", "ignore") + f"%~{digest}"
+    return name + suffix
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+
+
+def passed_over_text(suffixes: Counter[str]) -> str:
+    """A sentence, as "3 files passed over: 2 .heic, 1 without a suffix."; "" for none."""
+    if not suffixes:
+        return ""
+    total = suffixes.total()
+    kinds = ", ".join(
+        f"{count:,} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common()
+    )
+    return f"{total:,} {'file' if total == 1 else 'files'} passed over: {kinds}."

@@ -92,13 +92,18 @@ def draw_regions(store: FeatureStore, key: str, path: Path) -> bool:
 
 
 def read_photo(source: object) -> np.ndarray | None:
-    """pixels_HW3 (uint8 RGB, upright) of a photo file; None where it cannot be read any more."""
-    from PIL import Image, ImageOps
+    """pixels_HW3 (uint8 RGB) as the encoder saw them in full size; None where they are gone.
 
+    Args:
+        source: the photo's file, as a store keeps it.
+    """
+    from gridvlp.extract.photo_decoding import BadPhoto, decode_photo
+
+    if not isinstance(source, str):
+        return None
     try:
-        with Image.open(str(source)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError):
+        return np.asarray(decode_photo(Path(source)).image)
+    except BadPhoto:
         return None
 
 

@@ -45,7 +45,7 @@ class SkipList:
 
     def note(self, name: str, reason: str) -> None:
         """Leave an input out that is whole, as another's copy: the limit does not count it."""
-        self.reasons[name] = reason
+        self.reasons[_printable(name)] = _printable(reason)
 
     def add(self, name: str, reason: str) -> None:
         """Leave out an input that is of no use.
@@ -53,7 +53,8 @@ class SkipList:
         Raises:
             TooManySkipped: the limit is reached.
         """
-        self.reasons[name] = reason
+        name, reason = _printable(name), _printable(reason)
+        self.note(name, reason)
         self.failed += 1
         self.in_a_row += 1
         seen = self.failed + self.used
@@ -74,3 +75,8 @@ class SkipList:
 
 def _kind(reason: str) -> str:
     return reason.split(" as ")[0].split(":")[0]
+
+
+def _printable(text: str) -> str:
+    """The text, but bytes of a file's name that are not UTF-8 as "\\udcff"."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from gridvlp.cli import cli
-from gridvlp.convert import convert, export
+from gridvlp.convert import convert
 from gridvlp.convert_tsv import BOTTOM_UP, LXMERT
 from gridvlp.errors import UserError
+from gridvlp.export import export
 from gridvlp.store import FeatureStore
 
 C = 256
@@ -73,7 +74,7 @@ def assert_same(store: FeatureStore, found: dict[str, Any], key: str, lxmert: bo
 def test_each_header_gives_the_regions_back(tmp_path: Path, names: tuple[str, ...]) -> None:
     photos = [photo(seed) for seed in range(6)]
     report = convert(write_tsv(tmp_path / "a.tsv", photos, names), tmp_path / "s", "theirs")
-    assert (report.found, report.written, report.skipped) == (6, 6, {})
+    assert (report.found, report.written, len(report.skipped)) == (6, 6, 0)
     store = FeatureStore(tmp_path / "s")
     assert store.kind == "regions"
     assert store.keys() == [found["id"] for found in photos]
@@ -119,20 +120,53 @@ def test_damaged_lines_are_counted_and_named(tmp_path: Path) -> None:
         "outside": changed(img_id="small", img_w="9"),
         "no photo": changed(img_id=""),
         "finite": changed(img_id="nan", features=encoded(np.full((4, C), np.nan))),
-        "channels": changed(img_id="few", features=encoded(np.zeros((4, C - 1)))),
+        "float16": changed(img_id="beyond", features=encoded(np.full((4, C), 1e6))),
+        "is needed": changed(img_id="few", features=encoded(np.zeros((4, C - 1)))),
+        "boxes": changed(img_id="gap", boxes=encoded(np.full((4, 4), np.nan))),
+        "The boxes": changed(img_id="turned", boxes=encoded(np.array([[50, 5, 49.9, 9]] * 4))),
+        "classes": changed(img_id="class", objects_id=encoded(np.full(4, -1), "<i8")),
+        "scores": changed(img_id="score", objects_conf=encoded(np.full(4, np.nan))),
+        "facts": changed(img_id="attribute", attrs_conf=encoded(np.full(4, np.nan))),
     }
     path.write_text("\n".join([first, *bad.values(), second, third]))
     report = convert(path, tmp_path / "s", "theirs")
     assert report.written == 3
-    assert list(report.skipped) == [f"{path}, line {n}" for n in range(2, 2 + len(bad))]
-    for expected, reason in zip(bad, report.skipped.values(), strict=True):
+    assert list(report.skipped.reasons) == [f"{path}, line {n}" for n in range(2, 2 + len(bad))]
+    for expected, reason in zip(bad, report.skipped.reasons.values(), strict=True):
         assert expected in reason or expected == "cut"
     for found in good:
         assert_same(FeatureStore(tmp_path / "s"), found, found["id"], lxmert=True)
 
 
-def encoded(values: np.ndarray) -> str:
-    return base64.b64encode(values.astype(np.float32)).decode()
+def encoded(values: np.ndarray, kind: str = "<f4") -> str:
+    return base64.b64encode(values.astype(kind)).decode()
+
+
+def test_an_id_that_comes_twice_is_named_and_not_there_already(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tsv(tmp_path / "in" / "a.tsv", [photo(1), photo(2), photo(1)], LXMERT)
+    write_tsv(
+        tmp_path / "in" / "b.tsv", [photo(2), photo(3), {**photo(4), "id": f"{3:012}"}], LXMERT
+    )
+    for written, there in ((3, 0), (0, 3)):
+        report = convert(tmp_path / "in", tmp_path / "s", "theirs")
+        assert (report.found, report.written, report.already_there) == (6, written, there)
+        a, b = tmp_path / "in" / "a.tsv", tmp_path / "in" / "b.tsv"
+        assert report.skipped.reasons == {
+            f"{a}, line 3": f"has the same key as {a}, line 1",
+            f"{b}, line 1": f"has the same key as {a}, line 2",
+            f"{b}, line 3": f"has the same key as {b}, line 2",
+        }
+    assert_same(FeatureStore(tmp_path / "s"), photo(3), photo(3)["id"], lxmert=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path, named: bool) -> None:
+    path = write_tsv(tmp_path / "a.tsv", [photo(1), photo(2)], LXMERT)
+    names = "\t".join(LXMERT) + "\n" if named else ""
+    path.write_text("\ufeff" + names + path.read_text())
+    convert(path, tmp_path / "s", "theirs")
+    assert FeatureStore(tmp_path / "s").keys() == [photo(1)["id"], photo(2)["id"]]
 
 
 def test_it_goes_on_after_a_kill(tmp_path: Path) -> None:
@@ -202,7 +236,8 @@ def test_regions_are_exported_as_npz(tmp_path: Path) -> None:
     )
     assert found.exit_code == 0, found.output
     assert "1 written" in found.output
-    assert export(FeatureStore(tmp_path / "s"), tmp_path / "out", lambda line: None) == (1, 0)
+    report = export(FeatureStore(tmp_path / "s"), tmp_path / "out", lambda line: None)
+    assert (report.written, report.already_there) == (1, 0)
     with np.load(tmp_path / "out" / f"{photo(1)['id']}.npz") as arrays:
         np.testing.assert_array_equal(arrays["features"], photo(1)["features"])
         np.testing.assert_array_equal(arrays["classes"], photo(1)["objects_id"])

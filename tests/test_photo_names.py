@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridvlp.photo_names import match_files, photo_keys
+from gridvlp.photo_names import NAME_BYTES, file_name, match_files, photo_keys
 
 PART = st.sampled_from(["a", "b", "cam1", "cam2"])
 PATHS = st.lists(
@@ -129,3 +129,27 @@ def test_a_match_is_a_photo_that_was_found(paths: list[Path], folders: list[list
         assert path.parts[-min(2, len(parts)) :] == parts[-2:]
     owners = {path: name for name, path in zip(names, found, strict=True) if path}
     assert all(owners[path] == name for name, path in zip(names, found, strict=True) if path)
+
+
+def test_a_key_that_is_a_file_name_stays_as_it_is() -> None:
+    for key in ("COCO_val2014_000000262148", "n123", "ü b", "2345.x", "a~b"):
+        assert file_name(key, ".npy") == f"{key}.npy"
+    assert file_name("cam1/0001", ".npy") == "cam1%2F0001.npy"
+    assert file_name("..", ".npy") == "%2E..npy"
+    assert file_name("100%", ".npz") == "100%25.npz"
+    assert file_name("a\ud800", ".npy") == "a%ED%A0%80.npy"
+
+
+TEXT = st.text(st.characters(codec=None), min_size=1, max_size=400)
+
+
+@given(st.sets(TEXT, max_size=20))
+@settings(max_examples=100)
+def test_every_key_has_a_file_name_of_its_own(keys: set[str]) -> None:
+    long = {"x" * 400 + key for key in keys}
+    names = [file_name(key, ".npy") for key in keys | long]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert len(name.encode()) <= NAME_BYTES
+        assert not {"/", "\0", "\n", "\\"} & set(name)
+        assert not name.startswith(".")

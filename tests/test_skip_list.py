@@ -44,3 +44,12 @@ def test_no_limit_never_stops() -> None:
     for number in range(1000):
         skips.add(f"{number}", "damaged")
     assert len(skips) == 1000
+
+
+def test_names_that_are_not_utf8_can_be_printed_and_written() -> None:
+    skips = SkipList(2)
+    skips.add("a\udcff.jpg", "not \ud800")
+    assert skips.reasons == {"a\\udcff.jpg": "not \\ud800"}
+    with pytest.raises(TooManySkipped) as stop:
+        skips.add("b\udcff.jpg", "gone")
+    assert str(stop.value).encode()
