@@ -1107,7 +1107,10 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
         return
     store, own = FeatureStore(STORE), get_task(task)
     about = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
-    if store.encoder.get("weights_sha256") != about["weights_sha256"] or not store.can_grow:
+    if (
+        store.encoder.get("weights_sha256") != about["weights_sha256"]
+        or min(store.format_versions) < 5
+    ):
         return  # maps of another encoder, which this one's cannot join
     own.build_answers(data)
     wanted: set[str] = set()

@@ -168,4 +168,5 @@ def _relative_error(stored_CHW: np.ndarray, again_CHW: np.ndarray, regions: bool
         return float(np.median(errors_NN.min(1) / norms_N))
     if stored_CHW.shape != again_CHW.shape:
         return float("inf")
-    return float(np.linalg.norm(again_CHW - stored_CHW) / max(np.linalg.norm(stored_CHW), 1e-12))
+    norm = max(float(np.linalg.norm(stored_CHW)), 1e-12)
+    return float(np.linalg.norm(again_CHW - stored_CHW)) / norm

@@ -100,7 +100,7 @@ def encode_items(
         return entries
 
     def encode(window: list[_Decoding]) -> list[_Encoding]:
-        read = [entry.read and entry.read.result() for entry in window]
+        read = [None if entry.read is None else entry.read.result() for entry in window]
         sizes = [
             entry.stored or (r.photo.pixels_HW3.shape[:2] if r and r.photo else None)
             for entry, r in zip(window, read, strict=True)

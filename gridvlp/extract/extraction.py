@@ -28,7 +28,6 @@ from gridvlp.progress import track
 from gridvlp.run_folder import versions, write_text
 from gridvlp.skip_list import SkipList
 from gridvlp.store import FeatureStore, MapError, StoreWriter
-from gridvlp.store.recipe import differences_text, recipe_differences, recipe_of
 
 SAVE_SECONDS = 300.0  # at most this much work is lost to a kill
 
@@ -72,9 +71,13 @@ class ExtractReport:
         if self.skipped:
             lines.append(f"  each is listed in {skipped_file(self.store, self.part)}")
         if self.passed_over:
-            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
+            kinds = ", ".join(
+                f"{count:,} {suffix or 'without a suffix'}"
+                for suffix, count in self.passed_over.most_common()
+            )
             lines.append(
-                f"{self.passed_over.total():,} files are no photos by their names: {kinds}."
+                f"{self.passed_over.total():,} files passed over, which are not photos by their "
+                f"names: {kinds}."
             )
         if self.twins:
             lines.append(
@@ -148,6 +151,8 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         with _open(options, encoder, recipe, say) as writer:
             items, report.twins = select_items(files.paths, options.part, skipped)
             report.keys = tuple(item.key for item in items)
+            for name, reason in files.missing.items():
+                skipped.note(name, reason)
             report.found = len(items) + len(skipped)
             _fill(writer, items, encoder, parse_size(size), report, options)
     except torch.OutOfMemoryError as error:
@@ -204,7 +209,6 @@ def _open(
     options: ExtractOptions, encoder: Encoder, recipe: Recipe, say: Callable[[str], object]
 ) -> StoreWriter:
     shorter, longest = recipe.resize.shorter, recipe.resize.longest
-    described = recipe.as_encoder()
     software = {**versions(), "device": device_name(encoder.device)}
     try:
         writer = StoreWriter.create(
@@ -212,7 +216,7 @@ def _open(
             channels=encoder.channels,
             max_grids=options.regions or -(-shorter // STRIDE) * -(-longest // STRIDE),
             dtype=options.dtype,
-            encoder=described,
+            encoder=recipe.as_encoder(),
             kind="grids" if options.regions is None else "regions",
             part=options.part,
             exist_ok=True,
@@ -220,13 +224,6 @@ def _open(
     except OSError as error:
         raise UserError(f"{options.out} cannot be made: {error.strerror or error}.") from error
     try:
-        now = recipe_of({**writer.recipe, "encoder": described})
-        differences = recipe_differences(writer.recipe, now)
-        if differences:
-            raise UserError(
-                f"{options.out} was made by another recipe ({differences_text(differences)} now): "
-                "name another store with --out, or extract as it was made."
-            )
         for line in version_changes(writer.record_versions(software), software):
             say(line)
     except BaseException:

@@ -10,7 +10,7 @@ import torch
 
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import STRIDE, Architecture
-from gridvlp.extract.photos import DECODE_VERSION
+from gridvlp.extract.photo_decoding import DECODE_VERSION
 
 GRID_LAYER = "res5 after ReLU"
 REGION_LAYER = "res5 on 14 x 14 RoIAlign of res4, mean"
@@ -54,7 +54,7 @@ class Recipe:
         resize: of the photos.
         precision: of the convolutions: bfloat16, float16 or float32.
         tf32: whether float32 products are rounded to TF32; never here.
-        decode: version of the rules that turn a file into RGB (``photos.DECODE_VERSION``).
+        decode: version of the rules that turn a file into RGB (``DECODE_VERSION``).
         pixel_range: of the pixels that the mean is of.
         regions: of a detector of regions; None of grids.
     """
@@ -90,7 +90,7 @@ class Recipe:
         """
         try:
             values = {k: v for k, v in encoder.items() if k not in ("layer", "stride")}
-            architecture = {
+            architecture: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.pop("architecture").items()
             }

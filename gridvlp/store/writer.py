@@ -32,6 +32,7 @@ from gridvlp.store.layout import (
 from gridvlp.store.locks import WriterLock, claim_shard, free_shard, short_lock
 from gridvlp.store.map_index import ShardBinding
 from gridvlp.store.numbers import keep
+from gridvlp.store.recipe import differences_text, recipe_differences, recipe_of
 from gridvlp.store.regions import region_rows
 from gridvlp.store.shards import shard_bytes
 from gridvlp.store.versions import record_versions
@@ -94,9 +95,9 @@ class StoreWriter:
             encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
             kind: "grids", or "regions" for features with boxes.
             part: as for ``open``.
-            exist_ok: go on with the store that is there, if it has the same kind, dtype and
-                channels, and takes maps of max_grids; its recipe is for the caller to compare. Of
-                several processes that come at once, one begins the store.
+            exist_ok: go on with the store that is there, if it has the same recipe (kind, dtype,
+                channels and, where it is given, encoder) and takes maps of max_grids. Of several
+                processes that come at once, one begins the store.
             versions: of the libraries that make the maps, as for ``record_versions``.
 
         Raises:
@@ -112,6 +113,16 @@ class StoreWriter:
         writer = cls.open(path, part=part)
         try:
             writer._refuse_other(kind=kind, dtype=dtype, channels=channels)
+            now = (
+                writer.recipe
+                if encoder is None
+                else recipe_of({**vars(writer), "encoder": encoder})
+            )
+            if differences := recipe_differences(writer.recipe, now):
+                raise StoreError(
+                    f"{path} was made by another recipe ({differences_text(differences)} now): "
+                    "name another store, or go on as it was made."
+                )
             if writer.max_grids < max_grids:
                 raise StoreError(
                     f"{path} was made for maps of at most {writer.max_grids:,} grids, not "
