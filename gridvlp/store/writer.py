@@ -95,8 +95,8 @@ class StoreWriter:
             kind: "grids", or "regions" for features with boxes.
             part: as for ``open``.
             exist_ok: go on with the store that is there, if it has the same kind, dtype and
-                channels, and takes maps of max_grids; its recipe is for the caller to compare. Of
-                several processes that come at once, one begins the store.
+                channels and, of the same encoder, takes maps of max_grids; its recipe is for the
+                caller to compare. Of several processes that come at once, one begins the store.
             versions: of the libraries that make the maps, as for ``record_versions``.
 
         Raises:
@@ -112,7 +112,7 @@ class StoreWriter:
         writer = cls.open(path, part=part)
         try:
             writer._refuse_other(kind=kind, dtype=dtype, channels=channels)
-            if writer.max_grids < max_grids:
+            if writer.max_grids < max_grids and writer.encoder == (encoder or {}):
                 raise StoreError(
                     f"{path} was made for maps of at most {writer.max_grids:,} grids, not "
                     f"{max_grids:,}: name another store, or go on with what it was made with."
