@@ -11,6 +11,8 @@ before the fault and is gone or changed without an error; there must be none.
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import resource
 import shutil
@@ -28,6 +30,7 @@ import click
 import numpy as np
 
 from gridvlp.store import FeatureStore, StoreError, StoreWriter
+from gridvlp.store.layout import checked_lines
 from gridvlp.store.verification import verify
 
 C = 32
@@ -321,8 +324,107 @@ def second_writers(place: Path, rounds: int) -> Iterator[tuple[str, str]]:
         yield "three parts that begin at once", after.outcome(path)
 
 
+def mixed_stores(place: Path, rounds: int) -> Iterator[tuple[str, str]]:
+    """A file of a store made alike in a store's place: other photos, other numbers, another recipe.
+
+    As a sync that was cut, a copy into the wrong folder or a restored backup leave it.
+    """
+    rng = np.random.default_rng(3)
+    for kind in ("grids", "regions"):
+        write(place / kind / "own", range(12), kind=kind)
+        expected = Expected(place / kind / "own")
+        others = {
+            "photos": {"seeds": range(11, -1, -1)},
+            "numbers": {"seeds": range(12, 24)},
+            "recipe": {"seeds": range(12), "encoder": {"name": "other"}},
+        }
+        for name, options in others.items():
+            write(place / kind / name, kind=kind, **options)  # type: ignore[arg-type]
+        for _ in range(rounds):
+            for name in others:
+                path = place / "mixed"
+                shutil.copytree(place / kind / "own", path)
+                if rng.integers(2):
+                    (path / "index.bin").unlink()
+                files = [
+                    file.relative_to(path)
+                    for part in ("*/c/**/*", "facts/*")
+                    for file in sorted(path.glob(part))
+                    if file.is_file()
+                ]
+                for place_of_file in rng.permutation(len(files))[: rng.integers(1, 4)]:
+                    file = files[place_of_file]
+                    shutil.copy(place / kind / name / file, path / file)
+                yield "files of another store", expected.outcome(path)
+                shutil.rmtree(path)
+
+
+def lying_indexes(place: Path, rounds: int) -> Iterator[tuple[str, str]]:
+    """An index file that says, under a right checksum, what cannot be."""
+    rng = np.random.default_rng(4)
+    write(place / "own", range(8))
+    expected = Expected(place / "own")
+    for number in range(rounds):
+        path = place / f"lies{number}"
+        shutil.copytree(place / "own", path)
+        file = path / "index" / f"{int(rng.integers(2)):06}.jsonl"
+        entry = json.loads(file.read_bytes().splitlines()[0])
+        name = ("start", "height", "width", "store", "facts", "arrays")[number % 6]
+        if name in ("start", "height", "width"):
+            value = entry[name][0]
+            lies = [-value - 1, 0.5, 10**6, str(value), None, True]
+            lies += [value + 7, value + 20] if name == "start" else []  # else it could be true
+            entry[name][int(rng.integers(len(entry[name])))] = lies[int(rng.integers(len(lies)))]
+        else:
+            entry[name] = "0" * len(entry[name])
+        file.write_bytes(checked_lines(entry))
+        (path / "index.bin").unlink()
+        yield "an index that lies", expected.outcome(path)
+        shutil.rmtree(path)
+
+
+def ghosts(place: Path, rounds: int) -> Iterator[tuple[str, str]]:
+    """A writer that stops amid a shard, without locks, and goes on after others have written."""
+    write(place / "after", range(16))
+    after = Expected(place / "after")
+    real = fcntl.flock
+    fcntl.flock = lambda *_: None  # type: ignore[assignment]
+    try:
+        for number in range(rounds):
+            for stop in range(1, 9):
+                path = place / f"ghost{number}-{stop}"
+                write(path, range(4))
+                calls = 0
+
+                def pause(name: str, argument: Any, stop: int = stop) -> None:
+                    nonlocal calls
+                    calls += 1
+                    if calls == stop:
+                        os.kill(os.getpid(), signal.SIGSTOP)
+
+                def work(path: Path = path, pause: Callable[..., None] = pause) -> None:
+                    with before_each(pause), StoreWriter.open(path) as writer:
+                        add(writer, range(4, 8))
+
+                child = forked(work)
+                os.waitpid(child, os.WUNTRACED)
+                with StoreWriter.open(path) as writer:
+                    add(writer, range(8, 16))
+                keys = [f"photo{seed}" for seed in (*range(4), *range(8, 16))]
+                yield "a writer stops, others go on", after.outcome(path, keys)
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGCONT)
+                with suppress(ChildProcessError):
+                    os.waitpid(child, 0)
+                yield "and the first comes back", after.outcome(path)
+                shutil.rmtree(path)
+    finally:
+        fcntl.flock = real
+
+
 FAULTS = {
     flipped_bytes: 50, power_cuts: 1, kills: 3, full_disks: 2, readers: 1, second_writers: 1,
+    mixed_stores: 4, lying_indexes: 12, ghosts: 1,
 }  # fmt: skip
 
 

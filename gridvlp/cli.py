@@ -474,6 +474,8 @@ def verify(store: str | Path, threads: int) -> None:
     maps = FeatureStore(store)
     with track("verify", len(maps), "maps") as bar:
         damaged = check(maps, threads, bar.advance)
+    for note in maps.notes:
+        click.echo(f"Note: {note}")
     for key, wrong in damaged.items():
         click.echo(f"{key}: {wrong}")
     if damaged:

@@ -193,7 +193,7 @@ def options_of_recipe(options: ExtractOptions, recipe: Mapping[str, Any]) -> Ext
     Raises:
         UserError: the store's features were made otherwise.
     """
-    made = Recipe.from_encoder({"name": "", **recipe["encoder"]}, "The store")
+    made = Recipe.from_encoder(recipe["encoder"], "The store")
     regions = made.regions
     return replace(
         options,

@@ -48,7 +48,7 @@ class Recipe:
     A field that is added here is compared wherever recipes are, and enters every digest.
 
     Attributes:
-        name: of the encoder, for people; the weights' sha256 identifies it.
+        name: of the encoder, as its folder or checkpoint file has it.
         weights_sha256: of the file, or of random weights.
         architecture: of the backbone, with the mean, deviation and order of its pixels.
         resize: of the photos.

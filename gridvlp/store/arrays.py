@@ -202,7 +202,7 @@ def _check_metadata(array: Array, document: Any) -> tuple[int, int]:
         found = _field(document, field)
         if found is None and field in defaults:
             continue
-        if json.dumps(found) != json.dumps(value):  # JSON keeps 1, 1.0 and true apart
+        if repr(found) != repr(value):  # which keeps 1, 1.0 and True apart
             raise ValueError(f"{field} is {found!r}, not {value!r}")
     return rows, shard_rows
 

@@ -265,7 +265,8 @@ class RemoteFiles:
                     options["encoded"] = bool(self._query)  # a signature stays as it was made
                 if kind == "s3":
                     options = {"config_kwargs": {"retries": {"max_attempts": 0}}}
-                files = fsspec.filesystem(kind, **options)
+                # fsspec knows Azure's third name only once adlfs is there
+                files = fsspec.filesystem("abfs" if kind == "abfss" else kind, **options)
             except ImportError as error:
                 package, install = EXTRAS[kind]
                 raise StoreError(

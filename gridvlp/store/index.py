@@ -60,9 +60,12 @@ def read_index(
     missing = sorted(set(numbers) - have)
     if only is not None:
         missing = sorted(set(missing) & set(only.tolist()))
-    index = _read_shards(files, layout, missing, packed is not None)
-    if packed is not None:
-        index = joined(packed, index) if len(index.shards) else packed
+    if packed is not None and not missing:
+        index = packed
+    else:
+        index = _read_shards(files, layout, missing, packed is not None)
+        if packed is not None:
+            index = joined(packed, index) if len(index.shards) else packed
     if only is None:
         return index
     return selected(index, only[np.isin(only, index.shards)], layout.shard_rows)

@@ -179,9 +179,7 @@ class FeatureStore:
 
     def shape(self, key: str) -> tuple[int, int, int]:
         """(C, H, W) of a map."""
-        number, place = self._find(key)
-        index = self._index[number]
-        return self.channels, int(index.heights[place]), int(index.widths[place])
+        return self.channels, *self._size(*self._find(key))
 
     def map(self, key: str, dtype: Any = np.float32) -> np.ndarray:
         """The map (C, H, W).
@@ -190,17 +188,16 @@ class FeatureStore:
             StoreError: there is no such map.
             DamagedMap: its bytes are not those that were written.
         """
-        _, height, width = self.shape(key)
-        return np.ascontiguousarray(self.grids(key, dtype).T).reshape(-1, height, width)
+        number, place = self._find(key)
+        height, width = self._size(number, place)
+        grids_GC = self._grids(number, place, height * width, dtype)
+        return np.ascontiguousarray(grids_GC.T).reshape(-1, height, width)
 
     def grids(self, key: str, dtype: Any = np.float32) -> np.ndarray:
         """All grids (H * W, C) in row-major order; errors as for ``map``."""
-        _, height, width = self.shape(key)
-        count = height * width
         number, place = self._find(key)
-        stored_GC = self._numbers(number, place, np.arange(count))
-        row_of_grid = np.argsort(grid_order(count, self._about[number].order_seed))
-        return converted(stored_GC.take(row_of_grid, 0), dtype)
+        height, width = self._size(number, place)
+        return self._grids(number, place, height * width, dtype)
 
     def regions(self, key: str, dtype: Any = np.float32) -> Regions:
         """The regions of a photo, in the order in which they were added.
@@ -213,17 +210,16 @@ class FeatureStore:
             raise StoreError(
                 f"{self._files[0].place} holds grids, not regions: read them with map()."
             )
-        _, height, width = self.shape(key)
-        count = height * width
-        number, at = self._find(key)
+        number, place = self._find(key)
+        _, count = self._size(number, place)
         order = grid_order(count, self._about[number].order_seed)
         rows = {}
         for name in ("boxes", "classes", "scores"):
-            stored = self._rows(number, at, name, np.arange(count))
+            stored = self._rows(number, place, name, np.arange(count))
             rows[name] = np.empty_like(stored)
             rows[name][order] = stored
         return Regions(
-            features_NC=self.grids(key, dtype),
+            features_NC=self._grids(number, place, count, dtype),
             boxes_N4=rows["boxes"],
             classes_N=None if rows["classes"][0] == UNKNOWN_CLASS else rows["classes"],
             scores_N=None if np.isnan(rows["scores"][0]) else rows["scores"],
@@ -236,7 +232,7 @@ class FeatureStore:
             StoreError: there is no such map, or something of it is damaged.
         """
         number, place = self._find(key)
-        _, height, width = self.shape(key)
+        height, width = self._size(number, place)
         for name in self._layouts[number].arrays:
             self._rows(number, place, name, np.arange(1 if name == "scales" else height * width))
         self.record(key)
@@ -259,7 +255,7 @@ class FeatureStore:
             DamagedMap: as for ``map``.
         """
         number, place = self._find(key)
-        _, height, width = self.shape(key)
+        height, width = self._size(number, place)
         chunk_grids = self._about[number].chunk_grids
         try:
             n = operator.index(n)
@@ -272,6 +268,17 @@ class FeatureStore:
         rng = rng or np.random.default_rng()
         rows = sampled_rows(height * width, n, chunk_grids, rng)
         return converted(self._numbers(number, place, rows), dtype)
+
+    def _size(self, number: int, place: int) -> tuple[int, int]:
+        """H and W of a map."""
+        index = self._index[number]
+        return int(index.heights[place]), int(index.widths[place])
+
+    def _grids(self, number: int, place: int, count: int, dtype: Any) -> np.ndarray:
+        """All grids of a map, in row-major order."""
+        stored_GC = self._numbers(number, place, np.arange(count))
+        row_of_grid = np.argsort(grid_order(count, self._about[number].order_seed))
+        return converted(stored_GC.take(row_of_grid, 0), dtype)
 
     def _find(self, key: str) -> tuple[int, int]:
         """Which store holds a map, and its place in that store's index."""

@@ -17,13 +17,8 @@ NOT_RECIPE = frozenset({"versions"})
 
 
 def recipe_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe in a store's attributes: its encoder, kind, channels and dtype.
-
-    The name of an encoder counts only where no checksum of its weights says which it is.
-    """
+    """The recipe in a store's attributes: its encoder, kind, channels and dtype."""
     encoder = {k: v for k, v in attributes["encoder"].items() if k not in NOT_RECIPE}
-    if encoder.get("weights_sha256"):
-        encoder.pop("name", None)
     return {
         "encoder": encoder,
         **{name: attributes[name] for name in ("kind", "channels", "dtype")},

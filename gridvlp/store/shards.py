@@ -49,7 +49,12 @@ class ShardTail:
         offsets, sizes = places[(places != EMPTY).any(1)].T
         most = HEADER.size + chunk_bytes + chunk_bytes // 128 + 1024  # zstd adds less
         end = FURTHEST if file_bytes is None else file_bytes - len(stored)
-        if (sizes > most).any() or (offsets > end).any() or (offsets + sizes > end).any():
+        if (
+            (sizes <= HEADER.size).any()
+            or (sizes > most).any()
+            or (offsets > end).any()
+            or (offsets + sizes > end).any()
+        ):
             raise ValueError("the index of its shard has a chunk that cannot be")
         checks = np.frombuffer(stored[:table], dtype=f"V{CHECK_BYTES}") if table else None
         return cls(places, checks)

@@ -37,6 +37,10 @@ class StoreSummary:
     maximum_C: np.ndarray  # by channel
     kind: str
     encoder: dict[str, Any]
+    format_versions: list[int]
+    recipe_digest: str
+    versions: list[dict[str, str]]  # of the libraries that wrote to the stores
+    notes: list[str]  # what stores of an old format cannot promise
 
     @property
     def dead_channels(self) -> int:
@@ -54,6 +58,10 @@ class StoreSummary:
             )
         rows: list[tuple[str, object]] = [
             *((f"encoder {name}", value) for name, value in self.encoder.items()),
+            *(("made with", _listed(versions)) for versions in self.versions),
+            ("recipe", self.recipe_digest),
+            ("store format", " and ".join(map(str, sorted(set(self.format_versions))))),
+            *(("note", note) for note in self.notes),
             ("maps", f"{self.maps:,}"),
             (self.kind, f"{self.grids:,} of {self.channels:,} channels, {self.dtype}"),
             ("shards", f"{self.shards:,}"),
@@ -121,4 +129,12 @@ def summarize(store: FeatureStore, seed: int = 0) -> StoreSummary:
         maximum_C=maximum_C,
         kind=store.kind,
         encoder=store.encoder,
+        format_versions=store.format_versions,
+        recipe_digest=store.recipe_digest,
+        versions=store.versions,
+        notes=store.notes,
     )
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

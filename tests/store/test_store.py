@@ -1,5 +1,6 @@
 """What a user relies on when a store is written and read undisturbed."""
 
+import errno
 import json
 import os
 import pickle
@@ -14,7 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gridvlp.errors import UserError
-from gridvlp.store import DuplicateKey, FeatureStore, StoreError, StoreWriter, canonical_key
+from gridvlp.store import (
+    DamagedMap,
+    DuplicateKey,
+    FeatureStore,
+    MapError,
+    StoreError,
+    StoreUnreachable,
+    StoreWriter,
+    canonical_key,
+)
+from gridvlp.store.layout import checked_lines
+from gridvlp.store.summary import summarize
+from gridvlp.store.verification import verify
 
 C = 8
 
@@ -44,6 +57,13 @@ def bytes_read() -> int:
     if not counters.is_file():
         pytest.skip("the kernel does not count reads here")
     return int(counters.read_text().splitlines()[0].split()[1])
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 # What comes back
@@ -165,6 +185,27 @@ def test_a_sample_is_scattered_over_the_image(ragged: FeatureStore) -> None:
         assert {0, 1, 2} == {row // 7 for row in rows}
         assert np.unique(columns // 8).tolist() == [0, 1, 2, 3]
         assert np.bincount(rows // 10, minlength=2).min() > 20
+
+
+@pytest.mark.parametrize("key", ["one", "full"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_sample_of_no_grids_is_empty(ragged: FeatureStore, key: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    sample_GC = ragged.sample(key, 0, rng, dtype)
+    assert sample_GC.shape == (0, C)
+    assert sample_GC.dtype == dtype
+    np.testing.assert_array_equal(  # and draws nothing
+        ragged.sample(key, 5, rng), ragged.sample(key, 5, np.random.default_rng(0))
+    )
+    with pytest.raises(StoreError, match="no map of zebra"):
+        ragged.sample("zebra", 0)
+
+
+@pytest.mark.parametrize("n", [-1, -100, 1.5, 3.0, "3", None, np.float32(2), float("nan")])
+def test_a_sample_of_what_is_no_number_of_grids_is_refused(ragged: FeatureStore, n: Any) -> None:
+    with pytest.raises(StoreError, match=r"sample\(\) needs a whole number n of 0"):
+        ragged.sample("full", n)
+    assert len(ragged.sample("full", np.int64(3))) == 3
 
 
 def test_samples_differ_without_a_generator(ragged: FeatureStore) -> None:
@@ -294,12 +335,78 @@ def test_float32_stores_what_float16_cannot(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.map("a"), large)
 
 
-def test_an_empty_key_is_refused(tmp_path: Path) -> None:
-    with (
-        StoreWriter.create(tmp_path / "s", channels=C) as writer,
-        pytest.raises(StoreError, match="key"),
+@pytest.mark.parametrize("key", ["", None, 5, b"a", Path("a")])
+def test_a_key_that_is_not_a_text_is_refused(tmp_path: Path, key: Any) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        with pytest.raises(MapError, match="A map's key is a text"):
+            writer.add(key, numbered(2, 2))
+        writer.add("a", numbered(2, 2))
+    store = FeatureStore(tmp_path / "s")
+    assert key not in store
+    with pytest.raises(StoreError, match="There is no map of"):
+        store.map(key)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
+def test_numbers_that_are_not_real_are_refused(tmp_path: Path, dtype: str) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C, dtype=dtype) as writer:
+        for bad in (numbered(2, 2) + 1j, numbered(2, 2).astype(object), numbered(2, 2).astype(str)):
+            with pytest.raises(MapError, match="not real numbers"):
+                writer.add("a", bad)
+        writer.add("a", numbered(2, 2).astype(int))
+    np.testing.assert_array_equal(FeatureStore(tmp_path / "s").map("a").argmax(1).shape, (C, 2))
+
+
+def test_what_is_wrong_with_a_map_is_told_apart_from_what_is_wrong_with_the_store(
+    tmp_path: Path,
+) -> None:
+    with StoreWriter.create(tmp_path / "s", channels=C) as writer:
+        writer.add("a", numbered(2, 2))
+        for key, bad, facts in (
+            ("a", numbered(2, 2), {}),
+            ("b", numbered(2, 2)[:3], {}),
+            ("b", numbered(30, 30), {}),
+            ("b", np.full((C, 1, 1), np.nan), {}),
+            ("b", numbered(2, 2), {"x": {1, 2}}),
+            ("b", numbered(2, 2), {"x": nested(10_000)}),
+        ):
+            with pytest.raises(MapError):
+                writer.add(key, bad, **facts)
+        with pytest.raises(DuplicateKey):
+            writer.add("a", numbered(2, 2))
+    for wrong in (
+        lambda: StoreWriter.create(tmp_path / "s", channels=C),
+        lambda: StoreWriter.open(tmp_path / "none"),
+        lambda: FeatureStore(tmp_path / "none"),
     ):
-        writer.add("", numbered(2, 2))
+        with pytest.raises(StoreError) as caught:
+            wrong()
+        assert not isinstance(caught.value, MapError)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EMFILE, StoreUnreachable),
+        (errno.EACCES, StoreUnreachable),
+        (errno.ESTALE, StoreUnreachable),
+        (errno.ENOENT, DamagedMap),
+        (errno.EIO, DamagedMap),
+    ],
+)
+def test_a_disk_that_cannot_be_read_now_is_told_apart_from_a_damaged_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type
+) -> None:
+    store = write(tmp_path / "s", {"a": numbered(2, 2)})
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gridvlp.store.files.os.open", fail)
+        with pytest.raises(kind, match=r"grids/c/0/0"):
+            store.map("a")
+    np.testing.assert_array_equal(store.map("a"), numbered(2, 2))
 
 
 @pytest.mark.parametrize("facts", [{"path": Path("x")}, {"size": np.int64(3)}, {"r": float("nan")}])
@@ -314,7 +421,22 @@ def test_facts_that_json_cannot_hold_are_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    "options", [{"channels": 0}, {"max_grids": 0}, {"dtype": "float64"}, {"dtype": "float8"}]
+    "options",
+    [
+        {"channels": 0},
+        {"channels": 2**20 + 1},
+        {"channels": 8.0},
+        {"channels": True},
+        {"max_grids": 0},
+        {"max_grids": 2**20, "channels": 2048},
+        {"dtype": "float64"},
+        {"dtype": "float8"},
+        {"kind": "boxes"},
+        {"encoder": {"name": np.float32(1)}},
+        {"encoder": {"mean": float("nan")}},
+        {"encoder": {"deep": nested(40)}},
+        {"encoder": {"deep": nested(10_000)}},
+    ],
 )
 def test_a_store_is_not_begun_with_bad_settings(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(StoreError):
@@ -560,3 +682,51 @@ def test_every_float16_is_read_as_numpy_converts_it(tmp_path: Path) -> None:
         found = store.map(str(i))
         np.testing.assert_array_equal(found.view(np.uint32), map_CHW.view(np.uint32))
         assert store.map(str(i), dtype=np.float16).dtype == np.float16
+
+
+# The versions of the libraries
+
+
+def test_versions_are_kept_beside_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first, second = {"torch": "2.8", "pillow": "11"}, {"torch": "2.9", "pillow": "11"}
+    with StoreWriter.create(path, channels=C, versions=first) as writer:
+        writer.add("a", numbered(2, 2))
+        assert writer.record_versions(first) == []
+    digest = FeatureStore(path).recipe_digest
+    assert FeatureStore(path).versions == [first]
+    with StoreWriter.create(path, channels=C, exist_ok=True) as writer:
+        assert writer.record_versions(dict(reversed(first.items()))) == []
+        assert writer.record_versions(second) == [first]
+        assert writer.record_versions(second) == [first]
+        assert writer.recipe == FeatureStore(path).recipe
+    store = FeatureStore(path)
+    assert sorted(store.versions, key=str) == sorted([first, second], key=str)
+    assert store.recipe_digest == digest
+    assert "made with" in "\n".join(summarize(store).lines())
+    assert len(list((path / "versions").iterdir())) == 2
+
+
+def test_versions_that_are_damaged_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    StoreWriter.create(path, channels=C, versions={"torch": "2.8"}).close()
+    (file,) = (path / "versions").iterdir()
+    for content in (b"", file.read_bytes()[:-5], checked_lines([1]), checked_lines({"a": 1})):
+        file.write_bytes(content)
+        store = FeatureStore(path)
+        with pytest.raises(StoreError, match=rf"versions/{file.name} is damaged"):
+            _ = store.versions
+        assert file.name in verify(store)[f"{path}/versions"]
+
+
+def test_a_store_without_versions_has_none(tmp_path: Path) -> None:
+    assert write(tmp_path / "s", {}).versions == []
+
+
+def test_a_larger_max_grids_than_the_store_was_made_for_is_refused(tmp_path: Path) -> None:
+    StoreWriter.create(tmp_path / "s", channels=C, max_grids=100).close()
+    for fine in (1, 100):
+        StoreWriter.create(tmp_path / "s", channels=C, max_grids=fine, exist_ok=True).close()
+    with pytest.raises(StoreError, match="at most 100 grids, not 101"):
+        StoreWriter.create(tmp_path / "s", channels=C, max_grids=101, exist_ok=True)
+    StoreWriter.open(tmp_path / "s").close()  # no lock was left behind

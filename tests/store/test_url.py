@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,15 +87,23 @@ class Handler(BaseHTTPRequestHandler):
         if fault in (403, 500, 503):
             self.send_error(fault)
             return
+        if server.query is not None and self.path.partition("?")[2] != server.query:
+            self.send_error(401)
+            return
         if not file.is_file():
-            self.send_error(404)
+            self.send_error(server.missing)
             return
         content, status = file.read_bytes(), 200
         whole = len(content)
+        if fault == "short":
+            content, whole = content[:100], 100
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if match and not server.ignores_ranges:
             first = int(match[1]) if match[1] else max(0, whole - int(match[2]))
             last = int(match[2]) + 1 if match[1] and match[2] else whole
+            if first >= whole:
+                self.send_error(416)
+                return
             content, status = content[first:last], 206
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -118,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(local: Path) -> Iterator[Any]:
     running: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.root, running.asked, running.faults, running.always = local.parent, [], [], None
-    running.at_first = None
+    running.at_first, running.missing, running.query = None, 404, None
     running.ignores_ranges, running.sent = False, 0
     threading.Thread(target=running.serve_forever, daemon=True).start()
     running.url = f"http://127.0.0.1:{running.server_port}/s.zarr"
@@ -229,7 +238,145 @@ def test_a_server_that_refuses_says_credentials(server: Any) -> None:
         FeatureStore(server.url)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/s.zarr", "nonsense://x"])
+# Servers that do not say what is missing, signatures, other kinds of URL
+
+
+def test_a_server_that_refuses_what_is_missing_reads_the_same(
+    server: Any, local: Path, tmp_path: Path
+) -> None:
+    """As S3 does to those who may not list the bucket."""
+    server.missing = 403
+    assert_same(server.url, local)  # one shard is not in the packed index
+    shutil.copytree(local, tmp_path / "s.zarr")
+    server.root = tmp_path
+    (tmp_path / "s.zarr" / "index.bin").unlink()
+    assert_same(server.url, local)
+    (tmp_path / "s.zarr" / "index" / "000002.jsonl").unlink()
+    assert FeatureStore(server.url).keys() == [f"photo{n}" for n in range(6)]
+    with StoreWriter.create(tmp_path / "parts.zarr", channels=C, part=(3, 8)) as writer:
+        writer.add("photo1", grid_map(1))
+    other = FeatureStore(server.url.replace("s.zarr", "parts.zarr"))
+    np.testing.assert_array_equal(other.map("photo1"), grid_map(1))
+
+
+def test_an_index_that_is_refused_as_a_whole_is_not_an_empty_store(
+    server: Any, local: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(local, tmp_path / "s.zarr")
+    server.root, server.missing = tmp_path, 403
+    shutil.rmtree(tmp_path / "s.zarr" / "index")
+    (tmp_path / "s.zarr" / "index.bin").unlink()
+    with pytest.raises(StoreUnreachable, match=r"index/000000\.jsonl may not be read"):
+        FeatureStore(server.url)
+    (tmp_path / "s.zarr" / "grids" / "zarr.json").unlink()
+    with pytest.raises(StoreUnreachable, match=r"grids/zarr\.json may not be read"):
+        FeatureStore(server.url)
+
+
+@pytest.mark.parametrize("query", ["sig=abc", "sv=2024&sig=a%2Fb%2Bc%3D&se=2030", "x"])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_signature_in_the_url_is_sent_for_every_file_and_never_shown(
+    server: Any, local: Path, query: str, slash: str
+) -> None:
+    server.query = query
+    assert_same(f"{server.url}{slash}?{query}", local)
+    for wrong in (server.url, f"{server.url}?other"):
+        with pytest.raises(StoreUnreachable, match="may not be read"):
+            FeatureStore(wrong)
+    store = FeatureStore(f"{server.url}?{query}")
+    messages = []
+    for fault in ("gone", 403, "short"):
+        server.always = fault
+        with pytest.raises(StoreError) as caught:
+            store.map(f"photo{len(messages)}")
+        messages.append(str(caught.value))
+    with pytest.raises(StoreError) as caught:
+        store.map("zebra")
+    for message in [*messages, str(caught.value)]:
+        assert f"?{query}" not in message
+
+
+def test_requests_are_few(server: Any, local: Path) -> None:
+    store = FeatureStore(server.url)
+    opened = [path.split("s.zarr/")[1] for path, _ in server.asked]
+    # the group, the array, the packed index, and the one shard that it lacks
+    assert opened == ["zarr.json", "grids/zarr.json", "index.bin", "index/000002.jsonl"]
+    server.asked.clear()
+    store.map("photo0")
+    assert len(server.asked) == 2  # the shard's end and the map's chunks, which adjoin
+    server.asked.clear()
+    store.map("photo1")
+    store.record("photo1")
+    store.record("photo2")
+    assert [path.split("s.zarr/")[1] for path, _ in server.asked] == [
+        "grids/c/0/0", "facts/000000.jsonl",
+    ]  # fmt: skip
+    server.asked.clear()
+    assert "zebra" not in store
+    assert store.shape("photo7") == grid_map(7).shape
+    store.sample("photo1", 0)
+    assert server.asked == []
+
+
+def test_regions_open_with_a_request_for_each_array(server: Any, tmp_path: Path) -> None:
+    with StoreWriter.create(tmp_path / "s.zarr", channels=2, kind="regions") as writer:
+        writer.add("a", np.ones((2, 1, 3), np.float32), np.zeros((3, 4)))
+    server.root = tmp_path
+    store = FeatureStore(server.url)
+    assert len(server.asked) == 6
+    assert store.regions("a").classes_N is None
+
+
+def test_a_file_that_is_shorter_than_the_index_says_is_damage(server: Any) -> None:
+    store = FeatureStore(server.url)
+    server.always = "short"  # the place of its end is beyond the file's: 416
+    with pytest.raises(DamagedMap, match=r"photo0.*cut short"):
+        store.map("photo0")
+    assert len(server.asked) == 5  # and is not asked for again
+
+
+def test_a_file_url_is_a_local_folder(local: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a b%é"
+    odd.mkdir()
+    shutil.copytree(local, odd / "s.zarr")
+    for url in (
+        (odd / "s.zarr").as_uri(),
+        (odd / "s.zarr").as_uri().replace("file://", "file://localhost"),
+    ):
+        assert_same(url, local)
+        assert summarize(FeatureStore(url)).stored_bytes
+    with StoreWriter.open((odd / "s.zarr").as_uri()) as writer:
+        writer.add("late", grid_map(9))
+    assert "late" in FeatureStore(odd / "s.zarr")
+    with pytest.raises(StoreError, match="no feature store at"):
+        FeatureStore((tmp_path / "none").as_uri())
+
+
+@pytest.mark.parametrize("kind", ["az", "abfs", "abfss"])
+def test_azure_is_read_through_its_own_package(
+    local: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    url = f"{kind}://container/s.zarr"
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(StoreError, match=r"fsspec and adlfs: pip install 'gridvlp.remote.' adlfs"):
+        FeatureStore(url)
+
+    class Azure(LocalFileSystem):
+        """A stand-in that finds the container in a folder."""
+
+        def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
+            content = (local / path.removeprefix(f"{kind}://container/s.zarr/")).read_bytes()
+            assert start is None or start >= 0  # Azure has no ranges from the end
+            return content[start:end]
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: Azure())
+    assert_same(url, local)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/s.zarr", "nonsense://x", "memory://a"])
 def test_other_kinds_of_url_are_refused(url: str) -> None:
     with pytest.raises(StoreError, match="begins with s3://"):
         FeatureStore(url)
@@ -416,8 +563,6 @@ def test_the_command_line_takes_urls(server: Any, tmp_path: Path) -> None:
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(StoreError, match=r"pip install 'gridvlp\[remote\]'"):
         FeatureStore("s3://bucket/s.zarr")

@@ -1,0 +1,481 @@
+"""What an index or metadata says under a right checksum is read right, or is one clear error."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gridvlp.store import DamagedMap, FeatureStore, StoreError, StoreWriter
+from gridvlp.store.layout import checked_lines, digest, sealed
+from gridvlp.store.shards import tail_bytes
+from gridvlp.store.verification import verify
+from tests.store import forge
+from tests.store.forge import (
+    C,
+    assert_reads_what_the_index_says,
+    assert_right_or_refused,
+    columns,
+    copy,
+    write,
+)
+from tests.store.test_format import z
+
+FUZZ = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30]),
+    st.floats(),
+    st.text(max_size=3),
+    st.just([]),
+    st.just({}),
+    st.lists(st.integers(0, 5), max_size=3),
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("lies") / "whole")
+
+
+# The index files
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": [7, 20]}, "map of a does not begin at a chunk's first row"),
+        ({"start": [0, 0]}, "map of b begins before the one before it ends"),
+        ({"start": [20, 0]}, "map of b begins before"),
+        ({"start": [60, 20]}, "map of b begins before"),
+        ({"start": [0, 20470]}, "does not begin"),
+        ({"start": [0, 20480]}, "a start is not from 0 to 20479"),
+        ({"start": [0, 20460]}, "map of b crosses its shard's end"),
+        ({"start": [0, -20]}, "a start is not from"),
+        ({"start": [0, 20.0]}, "a start is not a whole number"),
+        ({"start": [False, 20]}, "a start is not a whole number"),
+        ({"start": [0, "20"]}, "a start is not a whole number"),
+        ({"start": [0, 2**64]}, "a start is not from"),
+        ({"start": [0]}, "columns have different lengths"),
+        ({"start": {"0": 0}}, "are not arrays"),
+        ({"start": None}, "are not arrays"),
+        ({"height": [0, 7]}, "a height is not from 1 to 100"),
+        ({"height": [21, 7]}, "map of a has more than 100 grids"),
+        ({"height": [5, 7]}, "map of b begins before"),
+        ({"height": [True, 7]}, "a height is not a whole number"),
+        ({"width": [2**32 + 5, 9]}, "a width is not from"),
+        ({"width": [5, 10**30]}, "a width is not from"),
+        ({"key": ["", "b"]}, "a key is not text, or empty"),
+        ({"key": ["a", 5]}, "a key is not text"),
+        ({"key": "ab"}, "are not arrays"),
+        ({"key": ["a", "b", "c"]}, "columns have different lengths"),
+    ],
+)
+def test_a_map_that_cannot_be_where_the_index_says_is_named(
+    whole: Path, change: dict[str, Any], message: str
+) -> None:
+    path = copy(whole, "lying")
+    forge.write_columns(path, {**columns(path), **change})
+    with pytest.raises(StoreError, match=rf"index/000000\.jsonl is damaged: .*{message}"):
+        FeatureStore(path)
+    with pytest.raises(StoreError, match=r"index/000000\.jsonl is damaged"):
+        StoreWriter.open(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '"key"', "{}", "[" * 3000 + "]" * 3000])
+def test_an_index_file_of_another_shape_is_refused(whole: Path, content: str) -> None:
+    path = copy(whole, "lying")
+    check = json.dumps({"crc32c": google_crc32c.value(content.encode())})
+    (path / "index" / "000001.jsonl").write_text(f"{content}\n{check}\n")
+    (path / "index.bin").unlink()
+    with pytest.raises(StoreError, match=r"index/000001\.jsonl is damaged"):
+        FeatureStore(path)
+
+
+def test_a_shard_of_a_number_that_cannot_be_is_refused(whole: Path) -> None:
+    path = copy(whole, "lying")
+    (path / "index" / f"{10**18}.jsonl").write_bytes(checked_lines({}))
+    with pytest.raises(StoreError, match="no shard can be so high"):
+        FeatureStore(path)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_change_of_an_index_file_is_refused_or_reads_right(whole: Path, data: Any) -> None:
+    path = copy(whole, "lying")
+    shard = data.draw(st.integers(0, 2))
+    entry = columns(path, shard)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(["key", "start", "height", "width", "arrays", "facts"]))
+        if name in ("arrays", "facts") or not isinstance(entry[name], list):
+            entry[name] = data.draw(ODD)
+        elif data.draw(st.booleans()):
+            place = data.draw(st.integers(0, max(len(entry[name]) - 1, 0)))
+            entry[name][place : place + 1] = [data.draw(ODD)]
+        else:
+            entry[name] = data.draw(st.lists(st.integers(0, 120), max_size=3))
+    forge.write_columns(path, entry, shard)
+    assert_reads_what_the_index_says(path)
+
+
+# The packed index
+
+
+@pytest.fixture(scope="module")
+def packed(whole: Path) -> bytes:
+    return (whole / "index.bin").read_bytes()[:-4]
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_packed_index_under_a_right_checksum_is_read_right_or_refused(
+    whole: Path, packed: bytes, data: Any
+) -> None:
+    """Where it cannot be true, the shards' own files are read in its place."""
+    path = copy(whole, "lying")
+    kind = data.draw(st.sampled_from(["numbers", "bytes", "random", "cut"]))
+    content = bytearray(packed)
+    if kind == "numbers":  # one of the 64-bit numbers: lengths, hashes, starts, ends, shards
+        place = 40 + 8 * data.draw(st.integers(0, 20))
+        content[place : place + 8] = data.draw(
+            st.sampled_from([0, 1, 7, 20, 2**32, 2**62, 2**63, 2**64 - 1, 2**64 - 20])
+        ).to_bytes(8, "little")
+    elif kind == "bytes":
+        for _ in range(data.draw(st.integers(1, 4))):
+            place = data.draw(st.integers(0, len(content) - 1))
+            content[place] = data.draw(st.integers(0, 255))
+    elif kind == "random":
+        content[40:] = data.draw(st.binary(max_size=400))
+    else:
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    forge.write_packed(path, bytes(content))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read = assert_reads_what_the_index_says(path)
+    if any("index.bin is damaged" in str(warning.message) for warning in said):
+        assert read == 5
+    elif content != packed:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert verify(FeatureStore(path))  # which compares it with the shards' own files
+
+
+def test_a_packed_index_that_lacks_or_adds_a_shard_costs_no_map(whole: Path) -> None:
+    path = copy(whole, "lying")
+    (path / "index" / "000002.jsonl").unlink()
+    assert FeatureStore(path).keys() == ["a", "b", "c", "d"]
+    StoreWriter.open(path).close()
+    few = (path / "index.bin").read_bytes()
+    other = copy(whole, "other")
+    (other / "index.bin").write_bytes(few)
+    assert assert_right_or_refused(other) == 5
+
+
+# The arrays' and the group's metadata
+
+
+GROUP = [
+    ({"channels": 0}, "channels is 0, not a whole number from 1 to"),
+    ({"channels": 10**12}, "channels is 1000000000000, not"),
+    ({"channels": 5.0}, "channels is 5.0, not"),
+    ({"channels": True}, "channels is True, not"),
+    ({"channels": "5"}, "channels is '5', not"),
+    ({"channels": None}, "channels is None, not"),
+    ({"channels": 6}, r"shape is \[61440, 5\], not \[61440, 6\]"),
+    ({"max_grids": 0}, "max_grids is 0, not"),
+    ({"max_grids": 2**20, "channels": 2**19}, "bytes; a map has at most"),
+    ({"chunk_grids": 0}, "chunk_grids is 0, not"),
+    ({"chunk_grids": -20}, "chunk_grids is -20, not"),
+    ({"chunk_grids": 40}, r"chunk_shape is \[20, 5\], not \[40, 5\]"),
+    ({"chunk_grids": 7}, "its shards have 20480 rows, its chunks 7"),
+    ({"order_seed": -1}, "order_seed is -1, not"),
+    ({"order_seed": 2**64}, "order_seed is 18446744073709551616, not"),
+    ({"order_seed": None}, "order_seed is None, not"),
+    ({"kind": "boxes"}, "kind is 'boxes', not grids or regions"),
+    ({"kind": None}, "kind is None, not"),
+    ({"kind": ["grids"]}, r"kind is \['grids'\], not"),
+    ({"kind": "regions"}, r"boxes/zarr\.json is damaged: it is missing"),
+    ({"dtype": "float64"}, "dtype is 'float64', not float16 or"),
+    ({"dtype": {}}, "dtype is {}, not"),
+    ({"dtype": "float16"}, "data_type is 'float32', not 'float16'"),
+    ({"dtype": "int8"}, "data_type is 'float32', not 'uint8'"),
+    ({"encoder": None}, "encoder is None, not an object"),
+    ({"encoder": "x152"}, "encoder is 'x152', not an object"),
+    ({"encoder": [1]}, r"encoder is \[1\], not an object"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), GROUP)
+def test_attributes_out_of_range_or_unlike_the_arrays_are_named(
+    whole: Path, change: dict[str, Any], message: str
+) -> None:
+    path = copy(whole, "lying")
+    forge.change_metadata(
+        path / "zarr.json", lambda document: document["attributes"]["gridvlp"].update(change)
+    )
+    for opened in (FeatureStore, StoreWriter.open):
+        with pytest.raises(StoreError, match=message) as caught:
+            opened(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kind", "dtype", "channels", "max_grids", "encoder"])
+def test_an_attribute_that_is_missing_is_named(whole: Path, name: str) -> None:
+    path = copy(whole, "lying")
+    forge.change_metadata(
+        path / "zarr.json", lambda document: document["attributes"]["gridvlp"].pop(name)
+    )
+    with pytest.raises(StoreError, match=f"{name} is None"):
+        FeatureStore(path)
+
+
+def nested(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize("levels", [33, 500, 100_000])
+def test_attributes_that_are_nested_deeply_are_one_error(whole: Path, levels: int) -> None:
+    path = copy(whole, "lying")
+    text = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(text.replace('"encoder": {}', f'"encoder": {nested(levels)}'))
+    with pytest.raises(StoreError, match=r"is damaged|not a gridvlp"):
+        FeatureStore(path)
+    (path / "zarr.json").write_text(text)
+    (path / "grids" / "zarr.json").write_text(nested(levels))
+    with pytest.raises(StoreError, match=r"grids/zarr\.json is damaged"):
+        FeatureStore(path)
+
+
+def at(document: Any, field: str, value: Any) -> None:
+    *names, last = [int(name) if name.isdigit() else name for name in field.split(".")]
+    for name in names:
+        document = document[name]
+    document[last] = value
+
+
+INNER = "codecs.0.configuration"
+ARRAY = [
+    ("zarr_format", 2),
+    ("node_type", "group"),
+    ("data_type", "float16"),
+    ("data_type", "uint32"),
+    ("data_type", None),
+    ("shape", [61440]),
+    ("shape", [61440, 5, 1]),
+    ("shape", [-1, 5]),
+    ("shape", [2**60, 5]),
+    ("shape", [61440.0, 5]),
+    ("shape", "61440"),
+    ("chunk_grid", None),
+    ("chunk_grid.name", "rectangular"),
+    ("chunk_grid.configuration.chunk_shape", [0, 5]),
+    ("chunk_grid.configuration.chunk_shape", [20481, 5]),
+    ("chunk_grid.configuration.chunk_shape", [20480, 1]),
+    ("chunk_grid.configuration.chunk_shape", [2**40 * 20, 5]),
+    ("chunk_key_encoding.name", "v2"),
+    ("chunk_key_encoding.configuration.separator", "."),
+    ("codecs", []),
+    ("codecs", None),
+    (f"{INNER}.chunk_shape", [40, 5]),
+    (f"{INNER}.chunk_shape", [True, 5]),
+    (f"{INNER}.index_location", "start"),
+    (f"{INNER}.codecs.0.configuration.endian", "big"),
+    (f"{INNER}.codecs.0.name", "transpose"),
+    (f"{INNER}.codecs.1.name", "zstd"),
+    (f"{INNER}.codecs.1.configuration.cname", "lz4"),
+    (f"{INNER}.codecs.1.configuration.shuffle", "bitshuffle"),
+    (f"{INNER}.codecs.1.configuration.typesize", 2),
+    (f"{INNER}.codecs", [{"name": "bytes", "configuration": {"endian": "little"}}]),
+    (f"{INNER}.index_codecs", [{"name": "bytes", "configuration": {"endian": "little"}}]),
+    (f"{INNER}.index_codecs.0.configuration.endian", "big"),
+    ("storage_transformers", [{"name": "x"}]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), ARRAY)
+def test_metadata_of_an_array_that_say_another_coding_are_refused(
+    whole: Path, field: str, value: Any
+) -> None:
+    path = copy(whole, "lying")
+    forge.change_metadata(path / "grids/zarr.json", lambda document: at(document, field, value))
+    with pytest.raises(StoreError, match=r"grids/zarr\.json is damaged: .*(is .*, not|chunks)"):
+        FeatureStore(path)
+
+
+def test_every_array_of_regions_is_checked_and_has_shards_of_as_many_chunks(tmp_path: Path) -> None:
+    StoreWriter.create(tmp_path / "s", channels=3, kind="regions", dtype="int8").close()
+    for name in ("scales", "boxes", "classes", "scores"):
+        file = tmp_path / "s" / name / "zarr.json"
+        whole = file.read_bytes()
+        forge.change_metadata(file, lambda document: at(document, "data_type", "float64"))
+        with pytest.raises(StoreError, match=rf"{name}/zarr\.json is damaged: data_type"):
+            FeatureStore(tmp_path / "s")
+        file.write_bytes(whole)
+        shape = "chunk_grid.configuration.chunk_shape.0"
+        forge.change_metadata(file, lambda document: at(document, shape, 200))  # noqa: B023
+        with pytest.raises(StoreError, match=rf"{name}/zarr\.json .* chunks, those of grids"):
+            FeatureStore(tmp_path / "s")
+        file.unlink()
+        with pytest.raises(StoreError, match=rf"{name}/zarr\.json is damaged: it is missing"):
+            FeatureStore(tmp_path / "s")
+        file.write_bytes(whole)
+    assert len(FeatureStore(tmp_path / "s")) == 0
+
+
+def test_metadata_without_a_checksum_are_refused(whole: Path) -> None:
+    for name in ("zarr.json", "grids/zarr.json"):
+        path = copy(whole, "lying")
+        document = json.loads((path / name).read_text())
+        del document["attributes"]["gridvlp"]["crc32c"]
+        (path / name).write_text(json.dumps(document))
+        with pytest.raises(StoreError, match="its checksum is missing"):
+            FeatureStore(path)
+
+
+def places_in(document: Any, prefix: tuple = ()) -> list[tuple]:
+    """Every place in a JSON value."""
+    children: Any = ()
+    if isinstance(document, dict):
+        children = document.items()
+    elif isinstance(document, list):
+        children = enumerate(document)
+    found = [prefix] if prefix else []
+    for name, value in children:
+        found += places_in(value, (*prefix, name))
+    return found
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_change_of_metadata_under_a_right_checksum_is_refused_or_reads_right(
+    whole: Path, data: Any
+) -> None:
+    path = copy(whole, "lying")
+    file = path / data.draw(st.sampled_from(["zarr.json", "grids/zarr.json"]))
+    document = json.loads(file.read_text())
+    *above, last = data.draw(st.sampled_from(places_in(document)))
+    value = document
+    for name in above:
+        value = value[name]
+    if data.draw(st.booleans()) and isinstance(value, dict):
+        del value[last]
+    else:
+        value[last] = data.draw(ODD)
+    try:
+        file.write_bytes(sealed(document))
+    except (TypeError, AttributeError):  # nowhere to put the checksum
+        file.write_text(json.dumps(document))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_right_or_refused(path)
+
+
+# The shards' own ends
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_tail_that_the_index_names_is_read_right_or_refused(whole: Path, data: Any) -> None:
+    """The digest and the checksum fit; the places and the chunks' checksums are lies."""
+    path = copy(whole, "lying")
+    file = path / "grids/c/0/0"
+    content = file.read_bytes()
+    size = tail_bytes(1024, has_checks=True)
+    tail = bytearray(content[-size:])
+    for _ in range(data.draw(st.integers(1, 3))):
+        if data.draw(st.booleans()):  # an offset or a length of the chunks that are there
+            place = 4096 + 8 * data.draw(st.integers(0, 11))
+            number = data.draw(
+                st.one_of(
+                    st.sampled_from([0, 1, 2**31, 2**62, 2**63, 2**64 - 1, len(content)]),
+                    st.integers(0, len(content)),
+                )
+            )
+            tail[place : place + 8] = number.to_bytes(8, "little")
+        else:
+            place = data.draw(st.integers(0, 19))
+            tail[place] = data.draw(st.integers(0, 255))
+    tail[-4:] = google_crc32c.value(bytes(tail[4096:-4])).to_bytes(4, "little")
+    file.write_bytes(content[:-size] + tail)
+    entry = columns(path)
+    entry["arrays"]["grids"]["tail"] = digest(bytes(tail)).hex()
+    forge.write_columns(path, entry)
+    assert assert_right_or_refused(path) >= 3
+
+
+def test_a_chunk_larger_than_it_can_be_is_not_even_read(whole: Path) -> None:
+    path = copy(whole, "lying")
+    file = path / "grids/c/0/0"
+    content = file.read_bytes()
+    size = tail_bytes(1024, has_checks=True)
+    tail = bytearray(content[-size:])
+    tail[4096:4112] = (0).to_bytes(8, "little") + (100_000).to_bytes(8, "little")
+    tail[-4:] = google_crc32c.value(bytes(tail[4096:-4])).to_bytes(4, "little")
+    file.write_bytes(bytes(200_000) + tail)
+    entry = columns(path)
+    entry["arrays"]["grids"] = {"bytes": 200_000 + size, "tail": digest(bytes(tail)).hex()}
+    forge.write_columns(path, entry)
+    with pytest.raises(DamagedMap, match="a chunk that cannot be"):
+        FeatureStore(path).map("a")
+
+
+def test_facts_that_are_not_an_object_for_each_map_are_refused(whole: Path) -> None:
+    for facts in ([], [{}], [{}, 5], {}, None, [[], []], 5):
+        path = copy(whole, "lying")
+        content = checked_lines(facts)
+        (path / "facts/000000.jsonl").write_bytes(content)
+        forge.write_columns(path, {**columns(path), "facts": digest(content).hex()})
+        store = FeatureStore(path)
+        with pytest.raises(StoreError, match=r"facts/000000\.jsonl .*an object for each map"):
+            store.record("a")
+        assert set(verify(store)) == {"a", "b"}
+
+
+# The order of the grids
+
+
+def test_the_order_is_that_of_the_stores_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written and read under several seeds; by plain Zarr and the page's formula, too."""
+    for seed in (0, 1, 2**53 + 1, 2**64 - 1):
+        monkeypatch.setattr("gridvlp.store.creation.ORDER_SEED", seed)
+        path = write(tmp_path / str(seed))
+        monkeypatch.undo()
+        assert assert_right_or_refused(path) == 5
+        with StoreWriter.open(path) as writer:  # goes on in the same order
+            writer.add("late", forge.grid_map("d"))
+        np.testing.assert_array_equal(FeatureStore(path).map("late"), forge.grid_map("d"))
+        grids = zarr.open_array(path / "grids", mode="r", zarr_format=3)
+        (start,) = columns(path, 1)["start"][1:]  # of d
+        order = sorted(range(60), key=lambda g: z(g, seed))
+        expected_GC = forge.grid_map("d").reshape(C, -1).T[order]
+        np.testing.assert_array_equal(grids[start : start + 60], expected_GC)
+
+
+def test_regions_of_another_seed_keep_boxes_and_features_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gridvlp.store.creation.ORDER_SEED", 5)
+    numbers = np.arange(50, dtype=np.float32)
+    with StoreWriter.create(tmp_path / "s", channels=1, kind="regions") as writer:
+        boxes_N4 = np.repeat(numbers[:, None] / 50, 4, 1)
+        writer.add("a", numbers.reshape(1, 1, 50), boxes_N4, numbers.astype(int), numbers)
+    monkeypatch.undo()
+    found = FeatureStore(tmp_path / "s").regions("a")
+    np.testing.assert_array_equal(found.features_NC[:, 0], numbers)
+    np.testing.assert_array_equal(found.boxes_N4, boxes_N4.astype(np.float32))
+    np.testing.assert_array_equal(found.classes_N, numbers.astype(int))
+    np.testing.assert_array_equal(found.scores_N, numbers)
