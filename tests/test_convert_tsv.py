@@ -201,7 +201,7 @@ def test_it_goes_on_after_a_kill(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gridvlp.store.writer.SHARD_BYTES", 1 << 20)  # a few photos
+    monkeypatch.setattr("gridvlp.store.creation.SHARD_BYTES", 1 << 20)  # a few photos
     peaks = []
     for count in (20, 200):
         path = write_tsv(tmp_path / f"{count}.tsv", [photo(0, 2048)], LXMERT)

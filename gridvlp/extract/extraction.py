@@ -24,6 +24,7 @@ from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.selection import Item, select_items, stored_mismatch
 from gridvlp.extract.settings import ExtractOptions, parse_size
 from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.photo_names import passed_over_text
 from gridvlp.progress import track
 from gridvlp.run_folder import versions, write_text
 from gridvlp.skip_list import SkipList
@@ -72,10 +73,7 @@ class ExtractReport:
         if self.skipped:
             lines.append(f"  each is listed in {skipped_file(self.store, self.part)}")
         if self.passed_over:
-            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
-            lines.append(
-                f"{self.passed_over.total():,} files are no photos by their names: {kinds}."
-            )
+            lines.append(passed_over_text(self.passed_over))
         if self.twins:
             lines.append(
                 f"{self.twins:,} photos of Visual Genome left out: they are given as COCO's, and a "
@@ -148,6 +146,8 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         with _open(options, encoder, recipe, say) as writer:
             items, report.twins = select_items(files.paths, options.part, skipped)
             report.keys = tuple(item.key for item in items)
+            for name, reason in files.missing.items():
+                skipped.note(name, reason)
             report.found = len(items) + len(skipped)
             _fill(writer, items, encoder, parse_size(size), report, options)
     except torch.OutOfMemoryError as error:
