@@ -158,6 +158,7 @@ def passed_over_text(suffixes: Counter[str]) -> str:
         return ""
     total = suffixes.total()
     kinds = ", ".join(
-        f"{count:,} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common()
+        f"{count:,} {suffix or 'without a suffix'}"
+        for suffix, count in sorted(suffixes.items(), key=lambda entry: (-entry[1], entry[0]))
     )
     return f"{total:,} {'file' if total == 1 else 'files'} passed over: {kinds}."

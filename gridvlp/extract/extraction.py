@@ -24,6 +24,7 @@ from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.selection import Item, select_items, stored_mismatch
 from gridvlp.extract.settings import ExtractOptions, parse_size
 from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.photo_names import passed_over_text
 from gridvlp.progress import track
 from gridvlp.run_folder import versions, write_text
 from gridvlp.skip_list import SkipList
@@ -71,14 +72,7 @@ class ExtractReport:
         if self.skipped:
             lines.append(f"  each is listed in {skipped_file(self.store, self.part)}")
         if self.passed_over:
-            kinds = ", ".join(
-                f"{count:,} {suffix or 'without a suffix'}"
-                for suffix, count in self.passed_over.most_common()
-            )
-            lines.append(
-                f"{self.passed_over.total():,} files passed over, which are not photos by their "
-                f"names: {kinds}."
-            )
+            lines.append(passed_over_text(self.passed_over))
         if self.twins:
             lines.append(
                 f"{self.twins:,} photos of Visual Genome left out: they are given as COCO's, and a "

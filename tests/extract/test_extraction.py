@@ -98,6 +98,28 @@ def test_batches_and_workers_change_nothing(
         assert np.allclose(first[key], second[key], rtol=2e-3, atol=1e-4)
 
 
+def test_every_name_and_file_that_is_left_out_is_reported(tmp_path: Path) -> None:
+    """Of a COCO file whose photos have one name in two folders; and files of other suffixes."""
+    rng = np.random.default_rng(0)
+    names = ["cam2/0001.png", "cam1/0001.png", "cam1\\0002.png", "cam3/0001.png", "0001.png"]
+    for name in ("cam1/0001.png", "cam2/0001.png", "cam1/0002.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 4), dtype=np.uint8)).save(path)
+    (tmp_path / "photos" / "cam1" / "a.heic").touch()
+    (tmp_path / "photos" / "annotations").mkdir()
+    listed = tmp_path / "photos" / "annotations" / "a.json"
+    listed.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
+    report = extract(options(tmp_path, images=(listed,)), quiet)
+    assert (report.found, report.written, report.rules) == (5, 3, {"alpha": 3})
+    assert sorted(FeatureStore(report.store).keys()) == ["0002", "cam1/0001", "cam2/0001"]
+    assert list(report.skipped) == ["cam3/0001.png", "0001.png"]
+    assert "cam3/0001.png\tthe file of that name" in skipped_file(report.store).read_text()
+    report = extract(options(tmp_path), quiet)
+    assert "2 files passed over: 1 .heic, 1 .json." in report.lines()
+    assert report.already_there == 3
+
+
 def test_bad_files_are_skipped_with_reasons(photo_folder: Path, tmp_path: Path) -> None:
     good = sorted(photo_folder.rglob("*.png"))
     (photo_folder / "empty.jpg").touch()
