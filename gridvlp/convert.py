@@ -1,4 +1,4 @@
-"""Feature files of other projects to a store."""
+"""Feature files of other projects to a store, and (gridvlp.export) a store to plain files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from gridvlp.convert_tsv import read_tsv
 from gridvlp.errors import UserError
-from gridvlp.export import KEYS
+from gridvlp.export import KEYS, export
 from gridvlp.photo_names import passed_over_text, photo_keys
 from gridvlp.progress import track
 from gridvlp.run_folder import write_text
 from gridvlp.skip_list import SKIP_LIMIT, SkipList
 from gridvlp.store import FeatureStore, MapError, StoreWriter, canonical_key
+
+__all__ = ["ConvertReport", "convert", "export", "read_feature_file"]
 
 SUFFIXES = (".npy", ".npz", ".pth", ".pt")
 
