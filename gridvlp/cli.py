@@ -33,6 +33,7 @@ from gridvlp.extract.settings import (
     ExtractOptions,
     TrainExtractorOptions,
 )
+from gridvlp.interrupt import exit_code, termination_interrupts
 from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
 from gridvlp.train.settings import (
@@ -184,9 +185,9 @@ def main() -> None:
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        cli.main(standalone_mode=False)
-        torch = sys.modules.get("torch")  # of a command that needed it
-        if torch is not None and torch.distributed.is_initialized():
+        with termination_interrupts():
+            cli.main(standalone_mode=False)
+        if _distributed():
             end_process()
     except UserError as error:
         whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
@@ -195,9 +196,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
-        sys.exit(130)
+        if _distributed():
+            end_process(exit_code(error))
+        sys.exit(exit_code(error))
     except ModuleNotFoundError as error:
         stage = {"detectron2": "extract", "torchvision": "extract", "PIL": "extract"}
         extra = stage.get((error.name or "").split(".")[0], "train")
@@ -208,6 +211,11 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+
+
+def _distributed() -> bool:
+    torch = sys.modules.get("torch")  # of a command that needed it
+    return torch is not None and torch.distributed.is_initialized()
 
 
 # --- the sample world ------------------------------------------------------------------------
@@ -598,9 +606,9 @@ def training_options(per_task: bool) -> Callable[[Callable[..., Any]], Callable[
         click.option("--seed", default=settings.seed, help="Decides every random choice."),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
+            type=click.Choice(EXTRACT_PRECISIONS),
             default=settings.precision,
-            help="auto: bfloat16 where the hardware multiplies in it.",
+            help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
         ),
         click.option("--threads", default=settings.threads, help="Threads that read ahead."),
         click.option(
@@ -796,9 +804,9 @@ def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None
 @click.option("--batch-size", default=64, help="Examples at a time.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
+    type=click.Choice(EXTRACT_PRECISIONS),
     default="auto",
-    help="auto: bfloat16 where the hardware multiplies in it.",
+    help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
 )
 @click.option("--withheld", is_flag=True, help="Score with the image withheld (grids zeroed), too.")
 def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> None:
