@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
+from gridvlp.interrupt import interrupts_held
 from gridvlp.store.files import LocalFiles, local_folder
 from gridvlp.store.index import drop_stale_packed, pack_index, read_index
 from gridvlp.store.layout import (
@@ -173,6 +174,7 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self._known)
 
+    @interrupts_held()  # a map that is half added would damage its shard
     def add(
         self,
         key: str,
@@ -250,6 +252,7 @@ class StoreWriter:
             )
         return {}
 
+    @interrupts_held()
     def flush(self) -> None:
         """Write what waits as one shard, which then is closed.
 
