@@ -28,6 +28,7 @@ def strike(self, *arguments, **named):
         os.kill(os.getpid(), signal.{signal})
     add(self, *arguments, **named)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 StoreWriter.add = strike
 main()
 """

@@ -15,6 +15,7 @@ from gridvlp.train import pretraining, training
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.processes import make_accelerator
 from tests.train.test_endurance import lines, same_weights, silent
+from tests.train.test_grids import copy
 from tests.train.test_interrupts import struck
 
 
@@ -118,6 +119,13 @@ def test_a_loss_that_is_not_finite_is_no_scales_doing(options):
         mock.patch.object(pretraining, "losses", broken),
         pytest.raises(UserError, match="not finite at step 1 "),
     ):
+        pretrain(options, silent)
+
+
+def test_a_map_beyond_float16_is_named(options, squares, tmp_path):
+    path = copy(squares / "store.zarr", tmp_path / "s", "bfloat16", of_000000000003=1e6)
+    options = replace(options, features=(path,))
+    with pytest.raises(UserError, match="maps of 000000000003 hold numbers beyond float16"):
         pretrain(options, silent)
 
 

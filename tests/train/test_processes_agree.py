@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from unittest import mock
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from gridvlp.errors import UserError
-from gridvlp.train import pretraining, training
+from gridvlp.train import corpus_cache, pretraining, tokenization, training
 from gridvlp.train.pretraining import pretrain
+from tests.squares import write_data
 from tests.train.test_endurance import losses, silent
 from tests.train.test_interrupts import struck
 from tests.train.two_processes import run_together
@@ -40,6 +42,16 @@ def train(options):
     }
 
 
+def counting(where, name, counted):
+    original = getattr(where, name)
+
+    def count(*arguments):
+        counted[name] += 1
+        return original(*arguments)
+
+    return mock.patch.object(where, name, count)
+
+
 def of_its_own(options, name, rank):
     return replace(options, run=options.run / f"{name}-{rank}")
 
@@ -51,7 +63,18 @@ def train_all(rank, options):
         training=replace(options.training, learning_rate=1e-3 * (1 + rank)),
     )
     data = replace(of_its_own(options, "data", rank), sources=options.sources[: 1 + rank])
+    fresh = replace(
+        of_its_own(options, "fresh", 0), data=options.run / "fresh", layers=1, hidden_size=8
+    )
+    fresh = replace(fresh, training=replace(options.training, epochs=1, batch_size=80))
+    counted = Counter()
+    with (
+        counting(corpus_cache, "_write", counted),
+        counting(tokenization, "train_tokenizer", counted),
+    ):
+        train(fresh)
     return {
+        "made": counted,
         "resumed": train(of_its_own(options, "resumed", rank)),
         "finished": train(of_its_own(options, "resumed", rank)),
         "options": train(other),
@@ -80,6 +103,7 @@ def outcome(squares, tmp_path_factory):
     with struck(pretraining, "losses", 13), pytest.raises(KeyboardInterrupt):
         pretrain(of_its_own(options, "resumed", 0), silent)
     (folder / "returned").mkdir()
+    write_data(folder / "fresh")
     return folder, run_together(train_all, folder / "returned", options)
 
 
@@ -96,6 +120,12 @@ def test_a_run_resumes_in_all_from_the_first_ones_checkpoint_and_as_one_process(
     assert first["resumed"]["figures"] == second["resumed"]["figures"]
     state = json.loads((folder / "resumed-0" / "checkpoint" / "state.json").read_text())
     assert state["step"] == 30
+
+
+def test_the_first_alone_reads_the_corpus_and_learns_word_pieces(outcome):
+    _, (first, second) = outcome
+    assert first["made"] == {"_write": 1, "train_tokenizer": 1}
+    assert second["made"] == {}
 
 
 def test_a_run_that_is_finished_in_the_first_is_finished_in_all(outcome):
