@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def user_cache() -> Path:
@@ -29,9 +30,10 @@ def made_whole(folder: Path, mark: str) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses.
     """
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    # processes in several containers have equal numbers
+    temporary = folder.with_name(f".{folder.name}-{uuid4().hex}")
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(parents=True)
         yield temporary
         try:
             os.rename(temporary, folder)

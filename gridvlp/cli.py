@@ -33,6 +33,7 @@ from gridvlp.extract.settings import (
     ExtractOptions,
     TrainExtractorOptions,
 )
+from gridvlp.interrupt import exit_code, termination_interrupts
 from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
 from gridvlp.skip_list import SKIP_LIMIT
@@ -185,9 +186,9 @@ def main() -> None:
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        cli.main(standalone_mode=False)
-        torch = sys.modules.get("torch")  # of a command that needed it
-        if torch is not None and torch.distributed.is_initialized():
+        with termination_interrupts():
+            cli.main(standalone_mode=False)
+        if _distributed():
             end_process()
     except UserError as error:
         whose = "" if FIRST_PROCESS else f" (process {os.environ['RANK']})"
@@ -196,9 +197,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
-        sys.exit(130)
+        if _distributed():
+            end_process(exit_code(error))
+        sys.exit(exit_code(error))
     except ModuleNotFoundError as error:
         stage = {"detectron2": "extract", "torchvision": "extract", "PIL": "extract"}
         extra = stage.get((error.name or "").split(".")[0], "train")
@@ -209,6 +212,11 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+
+
+def _distributed() -> bool:
+    torch = sys.modules.get("torch")  # of a command that needed it
+    return torch is not None and torch.distributed.is_initialized()
 
 
 # --- the sample world ------------------------------------------------------------------------
@@ -648,9 +656,9 @@ def training_options(per_task: bool) -> Callable[[Callable[..., Any]], Callable[
         click.option("--seed", default=settings.seed, help="Decides every random choice."),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
+            type=click.Choice(EXTRACT_PRECISIONS),
             default=settings.precision,
-            help="auto: bfloat16 where the hardware multiplies in it.",
+            help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
         ),
         click.option("--threads", default=settings.threads, help="Threads that read ahead."),
         click.option(
@@ -848,9 +856,9 @@ def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None
 @click.option("--batch-size", default=64, help="Examples at a time.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
+    type=click.Choice(EXTRACT_PRECISIONS),
     default="auto",
-    help="auto: bfloat16 where the hardware multiplies in it.",
+    help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
 )
 @other_recipe_option
 @click.option("--withheld", is_flag=True, help="Score with the image withheld (grids zeroed), too.")

@@ -1,4 +1,4 @@
-"""Ctrl-C between steps of training and never within one."""
+"""Ctrl-C and SIGTERM, between steps of training and never within one."""
 
 from __future__ import annotations
 
@@ -6,29 +6,70 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the notice of spot machines, of schedulers and of torchrun."""
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Let a SIGTERM that comes within the block interrupt the main thread, as Ctrl-C does.
+
+    Outside the main thread it does nothing.
+
+    Raises:
+        Terminated: a SIGTERM came.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def interrupts_held() -> Iterator[list[int]]:
-    """Hold a Ctrl-C that comes within the block until the block is done.
+    """Hold a Ctrl-C or SIGTERM that comes within the block until the block is done.
 
     An optimiser step that is cut in two would be saved half done, and the resumed run would not be
-    the uninterrupted one. Outside the main thread, where no signal arrives, it does nothing.
+    the uninterrupted one. A signal that would be ignored, or would end the process at once, is not
+    held. Outside the main thread, where no signal arrives, it does nothing.
 
     Yields:
         The signals that came so far.
 
     Raises:
-        KeyboardInterrupt: at the end, if one came.
+        KeyboardInterrupt: at the end, if one came. One that came while the block failed is dropped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    held = [number for number, handler in before.items() if callable(handler)]
+    for number in held:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield came
     finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+        for number in held:
+            signal.signal(number, before[number])
+    for name in dict.fromkeys(came):
+        signal.raise_signal(name)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that was interrupted, by the shell's rule 128 + signal."""
+    terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)

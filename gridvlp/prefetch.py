@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -27,7 +27,7 @@ class Prefetch(Generic[T]):
         self.make, self.steps, self.threads = make, steps, threads
         self.waited = 0.0
 
-    def __iter__(self) -> Iterator[tuple[int, T]]:
+    def __iter__(self) -> Generator[tuple[int, T], None, None]:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="prefetch") as pool:
             ahead: deque[tuple[int, Future[T]]] = deque()
             upcoming = iter(self.steps)

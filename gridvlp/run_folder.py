@@ -20,12 +20,15 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import gridvlp
 from gridvlp.errors import UserError
+from gridvlp.interrupt import interrupts_held
+from gridvlp.store.layout import sync_folder, sync_tree
 
 VERSIONED = (
     *("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "tokenizers"),
@@ -52,6 +55,11 @@ class RunFolder:
         self.path, self.writer = path, writer
         self._curves: SummaryWriter | None = None
         options = json.loads(json.dumps(options, default=str))
+        self.record: dict[str, Any] = {
+            "options": options,
+            "facts": json.loads(json.dumps(facts, default=str)),
+            "environment": environment(),
+        }
         if not writer:
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -65,11 +73,6 @@ class RunFolder:
             ) from error
         self._recover()
         record = path / "run.json"
-        self.record: dict[str, Any] = {
-            "options": options,
-            "facts": json.loads(json.dumps(facts, default=str)),
-            "environment": environment(),
-        }
         if record.exists():
             try:
                 self._check(json.loads(record.read_text()), self.record)
@@ -89,7 +92,9 @@ class RunFolder:
             self._lock.close()
 
     def _check(self, began: dict[str, Any], now: dict[str, Any]) -> None:
-        before, options = began["options"], now["options"]
+        before, options = dict(began["options"]), dict(now["options"])
+        if before.get("precision") == "auto":  # as older versions recorded it: any may go on
+            before["precision"] = options.get("precision")
         changed = sorted(
             name for name in before.keys() | options.keys() if before.get(name) != options.get(name)
         )
@@ -146,26 +151,41 @@ class RunFolder:
         def fill(folder: Path) -> None:
             save_model(folder)
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-            write_json(folder / "state.json", state)
+            write_json(folder / "state.json", state | {"log_bytes": self._log_bytes()})
 
         self.replace_folder("checkpoint", fill)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the state of the last checkpoint, whose weights stay."""
+        if self.writer:
+            write_json(
+                self.path / "checkpoint" / "state.json", state | {"log_bytes": self._log_bytes()}
+            )
 
     def checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The last checkpoint and its state, if any; forgets what was logged after it."""
         folder = self.path / "checkpoint"
+        log = self.path / "metrics.jsonl"
         if not folder.exists():
             if self.writer:
-                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+                log.unlink(missing_ok=True)
             return None
         state = json.loads((folder / "state.json").read_text())
-        log = self.path / "metrics.jsonl"
         if self.writer and log.exists():
-            kept = [
-                line for line in log.read_text().splitlines() if _step_of(line) <= state["step"]
-            ]
-            write_text(log, "".join(line + "\n" for line in kept))
+            if "log_bytes" in state:
+                os.truncate(log, min(state["log_bytes"], log.stat().st_size))
+            else:  # of an older version
+                kept = [
+                    line for line in log.read_text().splitlines() if _step_of(line) <= state["step"]
+                ]
+                write_text(log, "".join(line + "\n" for line in kept))
         return folder, state
 
+    def _log_bytes(self) -> int:
+        log = self.path / "metrics.jsonl"
+        return log.stat().st_size if log.exists() else 0
+
+    @interrupts_held()
     def replace_folder(self, name: str, fill: Callable[[Path], None]) -> None:
         """Write a folder under a temporary name and put it in place of an older one."""
         if not self.writer:
@@ -174,9 +194,11 @@ class RunFolder:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         fill(new)
+        sync_tree(new)
         if target.exists():
             os.rename(target, old)
         os.rename(new, target)
+        sync_folder(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
     def _recover(self) -> None:
@@ -190,10 +212,17 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a file whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms."""
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,12 @@ from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSett
 from tests.squares import write_data, write_store
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c():
+    """Ctrl-C interrupts, also where a shell began the tests in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

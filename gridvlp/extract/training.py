@@ -37,11 +37,12 @@ from gridvlp.extract.evaluation import evaluate
 from gridvlp.extract.settings import TrainExtractorOptions
 from gridvlp.extract.visual_genome import read_visual_genome
 from gridvlp.extract.vocabulary import Vocabulary
-from gridvlp.interrupt import interrupts_held
+from gridvlp.interrupt import interrupts_held, termination_interrupts
 from gridvlp.prefetch import Prefetch
 from gridvlp.process_end import end_process
 from gridvlp.progress import track
 from gridvlp.run_folder import RunFolder, write_text
+from gridvlp.seeding import seed_step
 
 LOG_STEPS = 20
 MOMENTUM = 0.9  # Detectron2
@@ -91,6 +92,8 @@ def train_extractor(
             if not told:
                 raise
             raise UserError(told[0].read_text(encoding="utf-8")) from error
+        if not (outcome / "figures.json").exists():  # they were interrupted, and this process not
+            raise KeyboardInterrupt
         figures: dict[str, Any] = json.loads((outcome / "figures.json").read_text())
     return figures
 
@@ -100,7 +103,8 @@ def _process(options: TrainExtractorOptions, outcome: Path) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // options.num_gpus))
     try:
-        figures = _train(options, print if comm.is_main_process() else lambda line: None)
+        with termination_interrupts():
+            figures = _train(options, print if comm.is_main_process() else lambda line: None)
     except UserError as error:
         (outcome / f"error-{comm.get_rank()}").write_text(str(error), encoding="utf-8")
         raise
@@ -319,7 +323,7 @@ class _Training:
     def _advance(self, number: int, inputs: list[dict[str, Any]], stop: bool) -> bool:
         """One step; returns whether any process was told to stop."""
         options = self.options
-        torch.manual_seed((options.seed << 32) + number + (comm.get_rank() << 24))
+        seed_step(options.seed, number, comm.get_rank())
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * _schedule(number, options)
         try:

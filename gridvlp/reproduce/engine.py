@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -58,6 +59,9 @@ class Engine:
         scale: how large.
         weights: checkpoints by backbone ("x152", "x152-regions"), in place of training.
         say: called with lines for the person at the keyboard.
+
+    Raises:
+        UserError: this is one of torchrun's processes, or the full scale has no data.
     """
 
     def __init__(
@@ -69,6 +73,11 @@ class Engine:
         say: Callable[[str], object],
     ) -> None:
         self.work, self.scale, self.weights, self.say = work, scale, weights, say
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would wait for what another holds
+            raise UserError(
+                "reproduce takes no part in torchrun: start it by itself. docs/reproduce.md has "
+                "the commands that train on several GPUs; it finds what they have done."
+            )
         if data is None and not scale.images:
             raise UserError("--scale full needs --data: docs/reproduce.md says what goes there.")
         self.data = data or work / "world" / "data"

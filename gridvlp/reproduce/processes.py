@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gridvlp.errors import UserError
+from gridvlp.interrupt import termination_interrupts
 from gridvlp.progress import track
 
 J = TypeVar("J")
@@ -29,7 +30,8 @@ def in_processes(
 
     With one process they are done here, in their order. Otherwise the processes share the
     processors' threads evenly, and what a job prints goes to LOGS/NAME.log. Each process gets one
-    Ctrl-C, and time to leave a checkpoint; if this process is killed, they end with it.
+    Ctrl-C, also for a SIGTERM, and time to leave a checkpoint; if this process is killed, they end
+    with it.
 
     Raises:
         UserError: a process was killed.
@@ -101,7 +103,8 @@ def _logged(work: Callable[[J], R], job: J, log: Path) -> R:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if _stopping.is_set():  # queued too near to be called back, or before the line above
             raise KeyboardInterrupt
-        return work(job)
+        with termination_interrupts():
+            return work(job)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.interrupt import interrupts_held
 from gridvlp.store.arrays import grow, read_layout
 from gridvlp.store.creation import StoreExists, begin_store
 from gridvlp.store.errors import DuplicateKey, MapError, StoreError
@@ -172,6 +173,7 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self._known)
 
+    @interrupts_held()  # a map that is half added would damage its shard
     def add(
         self,
         key: str,
@@ -262,6 +264,7 @@ class StoreWriter:
         """
         return record_versions(self.path, versions)
 
+    @interrupts_held()
     def flush(self) -> None:
         """Write what waits as one shard, which then is closed.
 

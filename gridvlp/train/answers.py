@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from gridvlp.errors import UserError
 
@@ -97,7 +98,7 @@ class AnswerVocabulary(Sequence[str]):
     def save(self, path: str | Path) -> None:
         """Write a plain JSON list, atomically."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         temporary.write_text(json.dumps(list(self.names), ensure_ascii=False, indent=0) + "\n")
         os.replace(temporary, path)
 

@@ -18,9 +18,13 @@ FILE = "average.safetensors"
 class Average:
     """The average of a model's parameters over its training (Polyak and Juditsky 1992).
 
+    Step n (from 0) keeps min(decay, (1 + n) / (10 + n)) of the average, as TensorFlow's
+    ``ExponentialMovingAverage`` with ``num_updates`` does: a constant 0.9999 would keep a third of
+    the first, random weights after 10,000 steps.
+
     Args:
         model: whose parameters are averaged, in float32 on their device.
-        decay: the share of the average that a step keeps.
+        decay: the most of the average that a step keeps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -31,10 +35,11 @@ class Average:
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the weights of a step in."""
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         now = [parameter.detach().float() for parameter in self._parameters.values()]
-        torch._foreach_lerp_(list(self.averages.values()), now, 1 - self.decay)
+        torch._foreach_lerp_(list(self.averages.values()), now, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -238,7 +238,7 @@ def start_task(
         folder: a folder or a hub name.
         store: the maps that it will read.
         answers: the task's classes.
-        modalities: how many modalities a sequence has: 2, or 3 with two images.
+        modalities: how many there are: 2, or 3 where two images have one each.
         fresh: take the sizes alone and begin from scratch.
         say: called with lines for the person at the keyboard.
         other_recipe: as for ``check_recipe``.
@@ -252,7 +252,11 @@ def start_task(
         check_recipe(config, store, folder, other_recipe, say)
     else:
         new = OF_BERT
-    changes = {**_of_store(store), "type_vocab_size": max(modalities, config.type_vocab_size)}
+    changes = {
+        **_of_store(store),
+        "type_vocab_size": max(modalities, config.type_vocab_size),
+        "image_modalities": modalities - 1,
+    }
     if fresh:
         say(f"Weights from scratch, sizes and vocabulary of {folder}.")
         return kind(

@@ -17,11 +17,11 @@ from gridvlp.run_folder import write_json, write_text
 from gridvlp.store import FeatureStore
 from gridvlp.train.checkpoints import check_recipe, load_model, model_folder
 from gridvlp.train.model import TASK_MODELS, TaskModel, choose_attention
+from gridvlp.train.processes import first_only, make_accelerator
 from gridvlp.train.task_batches import Predictions, predict, read_splits
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from gridvlp.train.training import first_only, make_accelerator
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def evaluate(
         features: stores to read instead.
         data: annotations to read instead.
         batch_size: examples at a time; does not change the answers.
-        precision: auto, float32 or bfloat16.
+        precision: auto, float32, bfloat16 or float16.
         withheld: score the same model with all grids zeroed, too.
         other_recipe: read maps of another recipe than those of training; say what differs.
         say: called with lines for the person at the keyboard.

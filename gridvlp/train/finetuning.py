@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
 from gridvlp.train.checkpoints import model_folder, start_task
 from gridvlp.train.model import TASK_MODELS, TaskModel
+from gridvlp.train.processes import agree, first_only, make_accelerator, with_precision
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.task_batches import TaskBatch, TaskBatches, predict, read_splits
 from gridvlp.train.tasks import get_task
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from gridvlp.train.training import Losses, first_only, fit, make_accelerator
+from gridvlp.train.training import Losses, fit
 
 
 def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     Raises:
         UserError: something is missing or does not fit.
     """
+    options = replace(options, training=with_precision(options.training))
     accelerator = make_accelerator(options.training.precision)
     say = first_only(say, accelerator)
     answers = AnswerVocabulary.from_file(options.answers) if options.answers else None
@@ -107,9 +110,9 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         return {"accuracy": task.score(valid, found.answers(task))["accuracy"]}
 
     with RunFolder(run_path, options.identity(), facts, accelerator.is_main_process) as run:
-        if run.finished:
+        if (finished := agree(run, accelerator)) is not None:
             say(f"{run_path} is finished already; give another --run to train again.")
-            return run.finished
+            return finished
         return fit(
             model,
             encoder.tokenizer,
@@ -135,7 +138,8 @@ def _start_model(
             "or name another with --init."
         )
     answers = task.build_answers(options.data)
-    modalities = 1 + (task.images_per_example if task.head == "triplet" else 1)
+    apart = task.head in ("triplet", "pair-attention")  # each image has a modality of its own
+    modalities = 1 + (task.images_per_example if apart else 1)
     kind = TASK_MODELS[task.head]
     model = start_task(
         *(kind, folder, store, answers, modalities, options.fresh, say),

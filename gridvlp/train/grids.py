@@ -24,25 +24,27 @@ def read_grids(
             on which other images share the batch.
 
     Returns:
-        Arguments of ``GridVLPModel.forward``: grids_IGC (float16, zero-padded), grid_mask_IG (bool)
-        and, of regions, boxes_IG4 (float32).
+        Arguments of ``GridVLPModel.forward``: grids_IGC (zero-padded, float16 of a store of float16
+        and else float32, which holds every number of the store), grid_mask_IG (bool) and, of
+        regions, boxes_IG4 (float32).
     """
+    dtype = store.dtype
     maps, boxes = [], []
     for key in keys:
         rng = np.random.default_rng([*seed, *key.encode(errors="surrogatepass")])
         if store.kind == "regions":
-            regions = store.regions(key, dtype=np.float16)
+            regions = store.regions(key, dtype=dtype)
             chosen = slice(None) if sample is None else _some(len(regions.boxes_N4), sample, rng)
             maps.append(regions.features_NC[chosen])
             boxes.append(regions.boxes_N4[chosen])
         elif sample is None:
-            maps.append(store.grids(key, dtype=np.float16))
+            maps.append(store.grids(key, dtype=dtype))
         else:
-            maps.append(store.sample(key, n=sample, rng=rng, dtype=np.float16))
+            maps.append(store.sample(key, n=sample, rng=rng, dtype=dtype))
     counts_I = np.array([len(grids_GC) for grids_GC in maps])
     mask_IG = np.arange(counts_I.max())[None] < counts_I[:, None]
     padded = {
-        "grids_IGC": np.zeros((*mask_IG.shape, store.channels), dtype=np.float16),
+        "grids_IGC": np.zeros((*mask_IG.shape, store.channels), dtype=dtype),
         "grid_mask_IG": mask_IG,
     }
     if boxes:

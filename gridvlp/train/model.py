@@ -41,7 +41,8 @@ class GridVLPConfig(BertConfig):
     ``answers`` are the class names of the answer head, in the order of its rows;
     ``grid_recipe`` is the recipe of the maps that the model was trained on (gridvlp.store.recipe);
     older models have ``grid_encoder``, the name and weights of the encoder alone. ``regions`` says
-    that the maps are regions with boxes and not grids.
+    that the maps are regions with boxes and not grids. ``image_modalities`` counts the modalities
+    of a pair's images in ``GridVLPForPairAttention``: 2, or 1 in models of older versions.
     """
 
     model_type = "gridvlp"
@@ -51,6 +52,7 @@ class GridVLPConfig(BertConfig):
     grid_recipe: dict[str, Any] | None = None
     grid_encoder: dict[str, Any] | None = None
     regions: bool = False
+    image_modalities: int = 1
 
 
 class GridVLPModel(BertPreTrainedModel):
@@ -93,6 +95,7 @@ class GridVLPModel(BertPreTrainedModel):
         grid_mask_IG: Tensor | None = None,
         image_index_B: Tensor | None = None,
         boxes_IG4: Tensor | None = None,
+        modality_B: Tensor | None = None,
         whole: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Fuse sentences with the grids of their images.
@@ -106,6 +109,7 @@ class GridVLPModel(BertPreTrainedModel):
                 (B, N) each sentence is followed by the grids of its N images in turn, each with a
                 modality of its own.
             boxes_IG4: float, x1, y1, x2, y2 of regions from 0 to 1; None of grids.
+            modality_B: int64, the modality of each sentence's image; None for 1 everywhere.
             whole: give the last hidden states of the grids, too, behind those of the words.
 
         Returns:
@@ -125,6 +129,11 @@ class GridVLPModel(BertPreTrainedModel):
                 ].unsqueeze(1)
                 image_IGD = self.embeddings.dropout(image_BNGD.flatten(1, 2))
                 grid_mask_IG = grid_mask_IG[image_index_B].flatten(1)
+            elif modality_B is not None:
+                assert image_index_B is not None, "which sentence has which image"
+                image_BGD = image_IGD[image_index_B] + modality_TD[modality_B].unsqueeze(1)
+                image_IGD = self.embeddings.dropout(image_BGD)
+                grid_mask_IG = grid_mask_IG[image_index_B]
             else:
                 image_IGD = self.embeddings.dropout(image_IGD + modality_TD[IMAGE_MODALITY])
                 if image_index_B is not None:
@@ -302,7 +311,11 @@ class PairHead(nn.Module):
 
 
 class GridVLPForPairAttention(BertPreTrainedModel):
-    """As GridVLPForPairs, with UNITER's *pair with attention* between the two sequences."""
+    """As GridVLPForPairs, with UNITER's *pair with attention* between the two sequences.
+
+    The left images have modality 1 and the right ones 2, as in UNITER (``img_type_ids`` of
+    ``Nlvr2PairedDataset``); with ``config.image_modalities`` of 1 all have 1.
+    """
 
     config_class = GridVLPConfig
     base_model_prefix = "bert"
@@ -316,7 +329,14 @@ class GridVLPForPairAttention(BertPreTrainedModel):
 
     def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
         """Logits_BA; ``inputs`` hold each sentence twice: all left images, then all right ones."""
-        left_BSD, right_BSD = self.bert(**inputs, whole=True)[0].chunk(2)
+        modality_B = None
+        if self.config.image_modalities == 2:
+            index_B = inputs["image_index_B"]
+            assert index_B is not None
+            right_B = torch.arange(len(index_B), device=index_B.device) >= len(index_B) // 2
+            modality_B = IMAGE_MODALITY + right_B.long()
+        hidden_BSD, _ = self.bert(**inputs, modality_B=modality_B, whole=True)
+        left_BSD, right_BSD = hidden_BSD.chunk(2)
         text_mask, grid_mask = inputs["text_mask_BL"], inputs["grid_mask_IG"]
         assert text_mask is not None
         assert grid_mask is not None
@@ -332,6 +352,16 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
     "triplet": GridVLPForAnswering,
     "pair-attention": GridVLPForPairAttention,
 }
+
+
+def freeze_unused(model: PreTrainedModel) -> None:
+    """Leave out of training what no gradient reaches.
+
+    Processes that train together wait for a gradient of every parameter that is trained. The pooler
+    stays in the model for those that start from it.
+    """
+    if isinstance(model, GridVLPForPairAttention):
+        model.bert.pooler.requires_grad_(False)
 
 
 def choose_attention(model: PreTrainedModel, device: torch.device) -> None:

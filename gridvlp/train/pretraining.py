@@ -25,6 +25,7 @@ from gridvlp.train.corpora import Corpus
 from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
 from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining
+from gridvlp.train.processes import agree, first_only, make_accelerator, with_precision
 from gridvlp.train.settings import PreTrainingOptions, micro_batch_size
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
@@ -32,7 +33,7 @@ from gridvlp.train.tokenization import (
     corpus_tokenizer,
     load_tokenizer,
 )
-from gridvlp.train.training import Losses, first_only, fit, make_accelerator
+from gridvlp.train.training import Losses, fit
 
 MASKED, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT, LXMERT
 MISMATCHED = 0.5  # LXMERT: the sentence is replaced by one of another image
@@ -260,6 +261,7 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
     Raises:
         UserError: something is missing or does not fit.
     """
+    options = replace(options, training=with_precision(options.training))
     accelerator = make_accelerator(options.training.precision)
     say = first_only(say, accelerator)
     set_seed(options.training.seed)
@@ -295,7 +297,8 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "sources": [asdict(row) for row in corpus.report],
         "leakage guard": [asdict(row) for row in corpus.exclusions],
     }
-    model, encoder, origin = _make_model(options, store, corpus)
+    with accelerator.local_main_process_first():  # it learns word pieces, others read them
+        model, encoder, origin = _make_model(options, store, corpus)
     if cut := encoder.cut(corpus.sentence, len(corpus)):
         origin.append(cut)
     for line in origin:
@@ -319,9 +322,9 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         PreTrainingBatches(held_out, store, encoder, **common, seed=0) if len(held_out) else None
     )
     with RunFolder(options.run, options.identity(), facts, accelerator.is_main_process) as run:
-        if run.finished:
+        if (finished := agree(run, accelerator)) is not None:
             say(f"{options.run} is finished already; give another --run to train again.")
-            return run.finished
+            return finished
         return fit(
             model,
             encoder.tokenizer,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
@@ -93,7 +94,7 @@ def corpus_tokenizer(corpus: Corpus) -> BertTokenizer:
         tokenizer = train_tokenizer(sentences)
         bar.advance(bar.total - bar.done)
     pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     with suppress(
         OSError
     ):  # a cache that cannot be written to costs the next start this time again

@@ -7,18 +7,16 @@ resumed is the run that was not.
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import broadcast
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertTokenizer
@@ -27,16 +25,19 @@ from transformers.modeling_utils import PreTrainedModel
 from gridvlp.errors import UserError
 from gridvlp.interrupt import interrupts_held
 from gridvlp.prefetch import Prefetch
-from gridvlp.progress import track
+from gridvlp.progress import Tracker, track
 from gridvlp.run_folder import RunFolder
-from gridvlp.train.allocator import keep_freed_memory
+from gridvlp.seeding import seed_step
 from gridvlp.train.averaging import Average
-from gridvlp.train.model import choose_attention
+from gridvlp.train.failures import describe, memory_ran_out, not_finite, out_of_memory
+from gridvlp.train.model import choose_attention, freeze_unused
 from gridvlp.train.model_card import write_card
+from gridvlp.train.processes import from_first
 from gridvlp.train.settings import TrainingSettings
 
 WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in BERT
 LOG_STEPS = 10
+MOST_SKIPPED = 20  # in a row: from 65,536 the scale falls below 1, so it is not the scale's doing
 
 Losses = dict[str, tuple[Tensor, int]]
 """Per objective: the summed loss, and the number of terms that it is the sum of."""
@@ -46,6 +47,7 @@ class Batch(Protocol):
     """What a step is made of; ``keys`` are named when the loss goes wrong."""
 
     keys: list[str]
+    inputs: dict[str, Tensor | None]  # "grids_IGC" has a map for each of ``keys``
 
     def to(self, device: torch.device) -> Any:
         """The batch with its tensors on a device."""
@@ -58,50 +60,6 @@ class Batch(Protocol):
 
 
 B = TypeVar("B", bound=Batch)
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """The device and the precision: bfloat16 by default where the hardware multiplies in it."""
-    if precision == "auto":
-        if torch.cuda.is_available():
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = bool(torch.cpu._is_avx512_bf16_supported())
-        precision = "bfloat16" if fast else "float32"
-    if not torch.cuda.is_available():
-        keep_freed_memory()
-    AcceleratorState._reset_state()  # a second run in one process may choose another precision
-    # The first process may read annotations for longer than the ten minutes that others wait.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    _join_after_restart(patience.timeout)
-    return Accelerator(
-        mixed_precision="bf16" if precision == "bfloat16" else "no",
-        cpu=not torch.cuda.is_available(),  # else it takes no notice of torchrun on a CPU
-        kwargs_handlers=[patience],
-    )
-
-
-def _join_after_restart(timeout: timedelta | None) -> None:
-    """Meet the other processes of a run that torchrun started again.
-
-    torchrun's store outlives the processes (torch 2.14), and those of a second attempt would find
-    in it the addresses of the dead: each attempt keeps its entries apart.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or torch.distributed.is_initialized():
-        return
-    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
-    torch.distributed.init_process_group(
-        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
-        rank=rank,
-        world_size=size,
-        timeout=timeout,
-    )
-
-
-def first_only(say: Callable[[str], object], accelerator: Accelerator) -> Callable[[str], object]:
-    """``say`` in the first process, nothing in the others."""
-    return say if accelerator.is_main_process else lambda line: None
 
 
 def fit(
@@ -120,6 +78,8 @@ def fit(
     title: str,
 ) -> dict[str, Any]:
     """Train, validating at the end of each epoch; resume from the run's checkpoint if it has one.
+
+    Of several processes the first one's checkpoint counts: the others need none.
 
     Args:
         model: what to train, in the transformers layout.
@@ -140,137 +100,272 @@ def fit(
 
     Raises:
         UserError: the loss is not a finite number, or the memory ran out.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the checkpoint is of the last step.
     """
-    total = steps_per_epoch * settings.epochs
-    warmup = math.ceil(total * settings.warmup)
     accelerator.wait_for_everyone()  # until the first process has put the run's folder in order
-    optimizer = _make_optimizer(model, settings, head)
-    begin, kept = _restore(model, optimizer, run)
-    choose_attention(model, accelerator.device)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    average = Average(model, settings.ema) if settings.ema else None
-    if average is not None and begin:
-        average.load(run.path / "checkpoint")
-    rates = [group["initial_lr"] for group in optimizer.param_groups]
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        if average is not None:
-            average.save(folder)
-
-    def save_result(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_card(folder, title, model.config, run.record, kept or {})
-
-    def checkpoint(step: int) -> None:
-        run.save_checkpoint(save, optimizer.optimizer, {"step": step, "kept": kept})
-
-    def averaged() -> AbstractContextManager[None]:
-        return nullcontext() if average is None else average.in_place()
-
-    batches = Prefetch(make_step, range(begin, total), settings.threads)
-    step = begin
-    with track(title, total * settings.batch_size, "samples", begin * settings.batch_size) as bar:
-        try:
-            for number, micro_batches in batches:
-                torch.manual_seed((settings.seed << 32) + number * 64 + accelerator.process_index)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * _schedule(number, warmup, total)
-                with interrupts_held():
-                    values = _step(
-                        wrapped, optimizer, micro_batches, losses, accelerator, number, settings
-                    )
-                    if average is not None:
-                        average.update()
-                    step = number + 1
-                bar.advance(settings.batch_size, f"loss {values['loss']:.3f}")
-                if step % LOG_STEPS == 0 or step == total:
-                    run.log(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
-                if step % steps_per_epoch == 0:
-                    with averaged():
-                        figures = _validated(model, validate)
-                    run.log(step, figures)
-                    told = _told(figures) or "nothing held out to measure on"
-                    bar.print(f"epoch {step // steps_per_epoch}: {told}")
-                    if best is None or kept is None or figures[best] > kept[best]:
-                        kept = {**figures, "epoch": step // steps_per_epoch, "step": step}
-                        with averaged():
-                            run.replace_folder("model", save_result)
-                    checkpoint(step)
-                elif step % settings.save_steps == 0:
-                    checkpoint(step)
-        except KeyboardInterrupt:
-            checkpoint(step)
-            bar.print(f"Stopped after step {step:,}; the same command goes on from here.")
-            raise
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            raise UserError(
-                f"The memory ran out at step {step + 1}. Give --accumulate a larger number (now "
-                f"{settings.accumulate})"
-                + ("" if settings.gradient_checkpointing else " or --gradient-checkpointing")
-                + ": both leave the result as it is. The last checkpoint is kept."
-            ) from error
-    if kept is None:
-        raise UserError("Nothing was trained: the run has no steps.")
-    run.finish({**kept, "waited_seconds": round(batches.waited, 3)})
-    return kept
-
-
-def _step(
-    model: nn.Module,
-    optimizer: Any,
-    micro_batches: list[B],
-    losses: Callable[[nn.Module, B], Losses],
-    accelerator: Accelerator,
-    number: int,
-    settings: TrainingSettings,
-) -> dict[str, float]:
-    """One optimiser step; the gradient is that of the whole batch, however it is divided."""
-    names = sorted({name for batch in micro_batches for name in batch.terms})
-    terms = torch.tensor(
-        [sum(batch.terms[name] for batch in micro_batches) for name in names],
-        device=accelerator.device,
+    training = _Training(
+        model, tokenizer, losses, steps_per_epoch, settings, run, accelerator, validate, best, title
     )
-    counts = dict(zip(names, accelerator.reduce(terms, "sum").tolist(), strict=True))
-    sums = dict.fromkeys(names, 0.0)
-    for index, batch in enumerate(micro_batches):
-        last = index == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            parts = losses(model, batch.to(accelerator.device))
-            # DDP averages over processes; the sum over all terms is wanted.
-            total = sum(parts[name][0] / max(counts[name], 1) for name in names)
-            accelerator.backward(total * accelerator.num_processes)
-        for name in names:
-            sums[name] += float(parts[name][0].detach())
-    reduced = accelerator.reduce(
-        torch.tensor([sums[name] for name in names], device=accelerator.device), "sum"
-    ).tolist()
-    values = {
-        name: value / max(counts[name], 1) for name, value in zip(names, reduced, strict=True)
-    }
-    loss = sum(values.values())
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf))
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        keys = sorted({key for batch in micro_batches for key in batch.keys})
-        raise UserError(
-            f"The loss or its gradient is not finite at step {number + 1} ({_told(values)}, "
-            f"gradient {norm:.4g}); images of the batch: {', '.join(keys[:8])}"
-            f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}. The last checkpoint is "
-            "kept; try a lower --learning-rate."
+    training.start(head)
+    return training.fit(make_step)
+
+
+class _Training(Generic[B]):
+    """The loop, in one process or in each of several."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: BertTokenizer,
+        losses: Callable[[nn.Module, B], Losses],
+        steps_per_epoch: int,
+        settings: TrainingSettings,
+        run: RunFolder,
+        accelerator: Accelerator,
+        validate: Callable[[nn.Module], dict[str, float]],
+        best: str | None,
+        title: str,
+    ) -> None:
+        self.model, self.tokenizer, self.losses = model, tokenizer, losses
+        self.steps_per_epoch, self.settings, self.run = steps_per_epoch, settings, run
+        self.accelerator, self.validate, self.best, self.title = accelerator, validate, best, title
+        self.total = steps_per_epoch * settings.epochs
+        self.warmup = math.ceil(self.total * settings.warmup)
+        self.step = 0  # done
+        self.saved = 0  # the step of the last checkpoint
+        self.validated = 0  # epochs
+        self.kept: dict[str, Any] | None = None
+        self.skipped = self.skipped_in_a_row = 0  # steps, because of float16
+
+    def start(self, head: str) -> None:
+        """Make the optimiser, take up the checkpoint and put all on the device."""
+        model, accelerator, settings = self.model, self.accelerator, self.settings
+        optimizer = _make_optimizer(model, settings, head)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self._restore(optimizer)
+        freeze_unused(model)
+        choose_attention(model, accelerator.device)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        # Several processes begin with the first one's weights (DistributedDataParallel).
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.average = Average(model, settings.ema) if settings.ema else None
+        if self.average is not None and self.step:
+            if accelerator.is_main_process:
+                self.average.load(self.run.path / "checkpoint")
+            broadcast(list(self.average.averages.values()))
+
+    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
+        state: dict[str, Any] | None = None
+        moments: dict[str, Any] | None = None
+        if self.accelerator.is_main_process and (found := self.run.checkpoint()) is not None:
+            folder, state = found
+            _load_weights(self.model, folder)
+            moments = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        state, moments = from_first((state, moments), self.accelerator)
+        if state is None or moments is None:
+            return
+        try:
+            optimizer.load_state_dict(moments)
+        except ValueError as error:
+            raise UserError(_no_fit(self.run.path / "checkpoint", str(error))) from error
+        self.step = self.saved = state["step"]
+        self.kept, self.skipped = state["kept"], state.get("skipped", 0)
+        # Older versions did not say whether the validation of a whole epoch was done.
+        self.validated = state.get("validated", (self.step - 1) // self.steps_per_epoch)
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def fit(self, make_step: Callable[[int], list[B]]) -> dict[str, Any]:
+        """Train to the end."""
+        batches = Prefetch(make_step, range(self.step, self.total), self.settings.threads)
+        size = self.settings.batch_size
+        with (
+            track(self.title, self.total * size, "samples", self.step * size) as bar,
+            closing(iter(batches)) as upcoming,
+        ):
+            try:
+                self._validate_if_owed(bar)
+                while self.step < self.total:
+                    self._train_epoch(upcoming, bar)
+                    self._validate_if_owed(bar)
+            except KeyboardInterrupt:
+                with interrupts_held():
+                    if self.step != self.saved:
+                        self._save_checkpoint()
+                    bar.print(
+                        f"Stopped after step {self.step:,}; the same command goes on from here."
+                    )
+                raise
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise memory_ran_out(self.step, self.settings) from error
+            if self.skipped:
+                bar.print(
+                    f"{self.skipped:,} of {self.total:,} steps were skipped: their gradient was "
+                    "beyond float16."
+                )
+        if self.kept is None:
+            raise UserError("Nothing was trained: the run has no steps.")
+        self.run.finish({**self.kept, "waited_seconds": round(batches.waited, 3)})
+        return self.kept
+
+    def _train_epoch(self, upcoming: Iterator[tuple[int, list[B]]], bar: Tracker) -> None:
+        """Do the steps that are left of an epoch.
+
+        Several processes stop after one and the same step, whenever each was interrupted: one that
+        left alone would take the others down within a step.
+        """
+        left = self.steps_per_epoch - self.step % self.steps_per_epoch
+        stopped = False
+        with self._held_together() as came:
+            for number, micro_batches in islice(upcoming, left):
+                with interrupts_held():
+                    stopped = self._advance(number, micro_batches, bool(came), bar)
+                if stopped:
+                    break
+        if stopped:
+            raise KeyboardInterrupt
+
+    def _held_together(self) -> AbstractContextManager[list[int]]:
+        return interrupts_held() if self.accelerator.num_processes > 1 else nullcontext([])
+
+    def _advance(self, number: int, micro_batches: list[B], stop: bool, bar: Tracker) -> bool:
+        """One step with its log and checkpoint; returns whether any process is to stop."""
+        settings = self.settings
+        seed_step(settings.seed, number, self.accelerator.process_index)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * _schedule(number, self.warmup, self.total)
+        values, stopped = self._step(number, micro_batches, stop)
+        if self.average is not None:
+            self.average.update(number)
+        self.step = number + 1
+        bar.advance(settings.batch_size, f"loss {values['loss']:.3f}")
+        if self.step % LOG_STEPS == 0 or self.step == self.total:
+            self.run.log(self.step, {**values, "lr": self.optimizer.param_groups[0]["lr"]})
+        if self.step % self.steps_per_epoch == 0 or self.step % settings.save_steps == 0:
+            self._save_checkpoint()
+        return stopped
+
+    def _step(
+        self, number: int, micro_batches: list[B], stop: bool
+    ) -> tuple[dict[str, float], bool]:
+        """One optimiser step; the gradient is that of the whole batch, however it is divided."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        names = sorted({name for batch in micro_batches for name in batch.terms})
+        terms = [sum(batch.terms[name] for batch in micro_batches) for name in names]
+        shared = torch.tensor([*terms, int(stop)], device=device)
+        *reduced, stops = accelerator.reduce(shared, "sum").tolist()
+        counts = dict(zip(names, reduced, strict=True))
+        sums = dict.fromkeys(names, 0.0)
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                parts = self.losses(self.wrapped, batch.to(device))
+                # DDP averages over processes; the sum over all terms is wanted.
+                total = sum(parts[name][0] / max(counts[name], 1) for name in names)
+                accelerator.backward(total * accelerator.num_processes)
+            for name in names:
+                sums[name] += float(parts[name][0].detach())
+        all_sums = accelerator.reduce(
+            torch.tensor([sums[name] for name in names], device=device), "sum"
+        ).tolist()
+        values = {
+            name: value / max(counts[name], 1) for name, value in zip(names, all_sums, strict=True)
+        }
+        self._apply_gradient(number, micro_batches, values)
+        apart = {f"loss/{k}": v for k, v in values.items()} if len(values) > 1 else {}
+        return {"loss": sum(values.values()), **apart}, stops > 0
+
+    def _apply_gradient(
+        self, number: int, micro_batches: list[B], values: dict[str, float]
+    ) -> None:
+        """Move the weights; float16 skips a step whose scaled gradient overflows.
+
+        Raises:
+            UserError: the loss or the gradient is not finite, or too many steps were skipped.
+        """
+        scaler = self.accelerator.scaler
+        norm = float(
+            self.accelerator.clip_grad_norm_(
+                self.model.parameters(), self.settings.clip or math.inf
+            )
         )
-    optimizer.step()
-    optimizer.zero_grad()
-    return {
-        "loss": loss,
-        **({f"loss/{k}": v for k, v in values.items()} if len(values) > 1 else {}),
-    }
+        finite = math.isfinite(norm)
+        lost = not math.isfinite(sum(values.values())) or (scaler is None and not finite)
+        if not lost:
+            scale = 0.0 if scaler is None else scaler.get_scale()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            skipped = scaler is not None and scaler.get_scale() < scale
+            self.skipped += skipped
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            lost = not finite and (not skipped or self.skipped_in_a_row >= MOST_SKIPPED)
+        if lost:
+            raise not_finite(number, micro_batches, values, norm, scaler is not None)
+
+    def _validate_if_owed(self, bar: Tracker) -> None:
+        """Measure at the end of an epoch, and keep its model where it is the best."""
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
+        if rest or epoch <= self.validated:
+            return
+        with self._averaged():
+            figures = _validated(self.model, self.validate)
+        with interrupts_held():
+            self.run.log(self.step, figures)
+            bar.print(f"epoch {epoch}: {describe(figures) or 'nothing held out to measure on'}")
+            best = self.best
+            if best is None or self.kept is None or figures[best] > self.kept[best]:
+                self.kept = {**figures, "epoch": epoch, "step": self.step}
+                with self._averaged():
+                    self.run.replace_folder("model", self._write_result)
+            self.validated = epoch
+            self.run.save_state(self._state())
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _save_checkpoint(self) -> None:
+        self.run.save_checkpoint(self._write_weights, self.optimizer.optimizer, self._state())
+        self.saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "validated": self.validated,
+            "kept": self.kept,
+            "skipped": self.skipped,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def _write_weights(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.average is not None:
+            self.average.save(folder)
+
+    def _write_result(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_card(folder, self.title, self.model.config, self.run.record, self.kept or {})
+
+
+def _load_weights(model: PreTrainedModel, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    tied = set(model._tied_weights_keys or {})
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # another shape
+        raise UserError(_no_fit(folder, str(error).splitlines()[-1].strip())) from error
+    if unexpected or set(missing) - tied:
+        raise UserError(_no_fit(folder, f"{missing[:3]} missing, {unexpected[:3]} unexpected"))
+
+
+def _no_fit(folder: Path, why: str) -> str:
+    return f"The checkpoint {folder} does not fit the model ({why}): name another --run."
 
 
 def _make_optimizer(
@@ -289,7 +384,6 @@ def _make_optimizer(
                 "params": parameters,
                 "weight_decay": WEIGHT_DECAY if decay else 0.0,
                 "lr": rate,
-                "initial_lr": rate,
             }
             for (decay, rate), parameters in groups.items()
         ],
@@ -303,32 +397,6 @@ def _depth(name: str, layers: int) -> int:
         return layers - int(match[1])
     below = ("embeddings.", "grid_projection.", "box_projection.")
     return layers + 1 if any(part in name for part in below) else 0
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # A CPU's allocator raises a plain RuntimeError.
-    plain = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def _restore(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, run: RunFolder
-) -> tuple[int, dict[str, Any] | None]:
-    found = run.checkpoint()
-    if found is None:
-        return 0, None
-    folder, state = found
-    weights = load_file(folder / "model.safetensors")
-    tied = set(model._tied_weights_keys or {})
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - tied:
-        raise UserError(
-            f"The checkpoint {folder} does not fit the model: {missing[:3]} {unexpected[:3]}"
-        )
-    optimizer.load_state_dict(
-        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    )
-    return state["step"], state["kept"]
 
 
 def _validated(
@@ -347,7 +415,3 @@ def _schedule(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (total - step) / max(1, total - warmup)
-
-
-def _told(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

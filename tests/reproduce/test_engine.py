@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gridvlp.errors import UserError
 from gridvlp.reproduce import timing
 from gridvlp.reproduce.engine import Engine
 from gridvlp.reproduce.scales import scales
@@ -20,6 +21,12 @@ def test_the_encoder_of_a_region_row_is_a_c4_detector(tmp_path, monkeypatch):
     assert [options.regions for options in asked] == [True, False]
     assert {(options.backbone, options.width) for options in asked} == {("x152", 0.25)}
     assert folders[0] == folders[2] != folders[1]
+
+
+def test_torchruns_processes_are_refused_and_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="no part in torchrun"):
+        Engine(tmp_path, tmp_path, scales("sample"), {}, print)
 
 
 @pytest.mark.slow

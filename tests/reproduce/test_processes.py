@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gridvlp.errors import UserError
+from gridvlp.interrupt import termination_interrupts
 from gridvlp.reproduce.processes import in_processes
 
 JOBS = {f"job{n}": n for n in range(5)}
@@ -97,14 +98,22 @@ def _environment(path):
         return []
 
 
-@pytest.mark.parametrize("whom", ["process", "terminal"])
-def test_ctrl_c_reaches_each_job_once_and_no_other_begins(tmp_path, whom, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [
+        (signal.SIGINT, lambda pid, number, _: os.kill(pid, number)),
+        (signal.SIGINT, lambda pid, number, _: os.killpg(pid, number)),  # a terminal
+        (signal.SIGTERM, lambda pid, number, _: os.kill(pid, number)),
+    ],
+    ids=["process", "terminal", "terminated"],
+)
+def test_ctrl_c_reaches_each_job_once_and_no_other_begins(tmp_path, number, send, monkeypatch):
     monkeypatch.setenv("WORKERS_OF", str(tmp_path))
     program = begin(tmp_path)
-    (os.kill if whom == "process" else os.killpg)(program.pid, signal.SIGINT)
+    send(program.pid, number, tmp_path)
     _, told = program.communicate(timeout=60)
     assert program.returncode != 0
-    assert b"KeyboardInterrupt" in told
+    assert (b"Terminated" if number == signal.SIGTERM else b"KeyboardInterrupt") in told
     begun = sorted(path.name.split("-")[1] for path in tmp_path.glob("begun-*"))
     assert begun == sorted(path.name.split("-")[1] for path in tmp_path.glob("interrupted-*"))
     assert len(begun) == 2
@@ -123,8 +132,9 @@ def test_the_processes_end_with_the_one_that_began_them(tmp_path, monkeypatch):
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    list(
-        in_processes(
-            partial(until_interrupted, where), JOBS, 2, logs=where / "logs", title="waiting"
+    with termination_interrupts():
+        list(
+            in_processes(
+                partial(until_interrupted, where), JOBS, 2, logs=where / "logs", title="waiting"
+            )
         )
-    )

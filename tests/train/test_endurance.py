@@ -205,6 +205,7 @@ def test_rates_fall_from_the_head_to_the_embeddings(options):
     assert rates["bert.encoder.layer.0.output.dense.bias"] == 0.25
     assert rates["bert.embeddings.word_embeddings.weight"] == 0.125
     assert rates["bert.grid_projection.weight"] == 0.125
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.01}  # BERT's
     decayed = {
         id(parameter)
         for group in optimizer.param_groups

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -162,6 +164,47 @@ def test_attention_between_a_pair_is_blind_to_padding():
     assert one.shape == (1, 3)
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(one, swapped, atol=1e-4)
+
+
+def pair_of(given):
+    return {
+        "input_ids_BL": given["input_ids_BL"][[0, 0]],
+        "text_mask_BL": given["text_mask_BL"][[0, 0]],
+        "grids_IGC": given["grids_IGC"],
+        "grid_mask_IG": given["grid_mask_IG"],
+        "image_index_B": torch.tensor([0, 1]),
+    }
+
+
+def test_attention_between_a_pair_knows_left_from_right_by_modality():
+    torch.manual_seed(0)
+    model = GridVLPForPairAttention(small_config(type_vocab_size=3, image_modalities=2)).eval()
+    given = pair_of(inputs())
+    modality_TD = model.bert.embeddings.token_type_embeddings.weight
+    with torch.no_grad():
+        before = model(given)
+        modality_TD[2] += 1
+        changed = model(given)
+        modality_TD[2] = modality_TD[1]
+        alike = model(given)
+        model.config.image_modalities = 1
+        older = model(given)
+    assert not torch.allclose(before, changed, atol=1e-4)
+    torch.testing.assert_close(alike, older)
+
+
+def test_a_model_of_an_older_version_gives_a_pair_one_modality(tmp_path):
+    torch.manual_seed(0)
+    model = GridVLPForPairAttention(small_config()).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["image_modalities"]  # which older versions do not know
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    back, fresh = load_model(GridVLPForPairAttention, tmp_path)
+    assert fresh == []
+    assert back.config.image_modalities == 1
+    with torch.no_grad():
+        torch.testing.assert_close(back.eval()(pair_of(inputs())), model(pair_of(inputs())))
 
 
 def test_swapping_the_images_of_a_pair_swaps_the_halves():

@@ -105,6 +105,34 @@ def test_masking_and_mismatching_follow_bert_and_lxmert(make, corpus):
     assert answered / total == pytest.approx(share * matched / total, abs=0.03)
 
 
+def test_an_answer_is_drawn_by_its_score(tmp_path, squares):
+    """LXMERT's: where people disagree, an answer is asked for as often as its score says."""
+    from tests.squares import write_data
+
+    data = tmp_path / "data"
+    write_data(data)
+    path = data / "vqa" / "v2_mscoco_train2014_annotations.json"
+    about = json.loads(path.read_text())
+    for question in about["annotations"]:
+        for answer, name in zip(
+            question["answers"], ["green"] + 2 * ["blue"] + 7 * ["red"], strict=True
+        ):
+            answer["answer"] = name
+    path.write_text(json.dumps(about))
+    store = FeatureStore(squares / "store.zarr")
+    corpus = Corpus.build(data, store, sources=("vqa",), cache=tmp_path / "cache")
+    tokenizer = train_tokenizer(lambda: map(corpus.sentence, range(len(corpus))))
+    batches = PreTrainingBatches(
+        *(corpus, store, Encoder(tokenizer)), batch_size=64, grids=4, sentences_per_read=1, seed=0
+    )
+    asked = np.concatenate([batches(step)[0].answer_B.numpy() for step in range(40)])
+    asked = asked[asked != NO_ANSWER]
+    ids, scores = corpus.answers_of(0)
+    assert len(set(np.round(scores, 3))) == 3
+    for answer, score in zip(ids, scores, strict=True):
+        assert (asked == answer).mean() == pytest.approx(score / scores.sum(), abs=0.04)
+
+
 def test_it_learns_and_says_what_it_trained_on(options, capsys):
     told = []
     figures = pretrain(replace(options, training=replace(options.training, epochs=20)), told.append)

@@ -76,6 +76,53 @@ def test_two_processes_fine_tune_and_evaluate_as_one(options, squares, task_trai
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whom", ["torchrun", "the second process"])
+def test_processes_that_are_terminated_end_after_one_step_and_go_on(options, tmp_path, whom):
+    options = replace(  # no checkpoint but the one that the signal makes
+        options,
+        dropout=0.0,
+        training=replace(options.training, epochs=1, batch_size=2, save_steps=10_000),
+    )
+    pretrain(options, silent)
+    run = tmp_path / "two"
+    words = arguments(["pretrain"], options, run)
+    cut = subprocess.Popen(
+        [*TORCHRUN, *RUN, *words],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while cut.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    workers = workers_of(cut)
+    os.kill(cut.pid if whom == "torchrun" else workers[-1], signal.SIGTERM)
+    _, told = cut.communicate(timeout=100)
+    assert cut.returncode != 0
+    assert not any(alive(worker) for worker in workers)
+    assert "RuntimeError" not in told
+    assert (run / "checkpoint" / "state.json").exists(), told
+    assert 10 <= json.loads((run / "checkpoint" / "state.json").read_text())["step"] < 80
+    together(words)
+    check_same(options.run, run)
+
+
+def workers_of(running):
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True, check=True
+    )
+    return list(map(int, found.stdout.split()))
+
+
+def alive(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_worker_was_killed(options, tmp_path):
     options = replace(
         options, dropout=0.0, training=replace(options.training, epochs=5, save_steps=1)
@@ -93,13 +140,7 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed(options, tmp_path):
     try:
         while running.poll() is None and not (run / "checkpoint" / "state.json").exists():
             time.sleep(0.01)
-        workers = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(running.pid)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        os.kill(int(workers[-1]), signal.SIGKILL)
+        os.kill(workers_of(running)[-1], signal.SIGKILL)
         _, told = running.communicate(timeout=400)
     finally:
         running.terminate()  # it ends its workers

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 import numpy as np
 
@@ -312,7 +313,7 @@ class Task(ABC):
         if len(set(ids)) < len(ids):
             raise UserError(f"An id occurs twice among the {len(ids)} predictions for {path}.")
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             temporary.write_text(self.submission(ids, answers), encoding="utf-8")
             os.replace(temporary, path)
