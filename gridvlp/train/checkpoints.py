@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import BertTokenizer
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -25,7 +28,7 @@ from gridvlp.train.model import (
     GridVLPModel,
     TaskModel,
 )
-from gridvlp.train.tokenization import MAX_TOKENS
+from gridvlp.train.tokenization import MAX_TOKENS, vocabulary_digest
 
 POSITIONS, MODALITIES = "position_embeddings.weight", "token_type_embeddings.weight"
 RESIZABLE = (POSITIONS, MODALITIES)
@@ -171,15 +174,17 @@ def start_pretraining(
     pieces: int,
     answers: Sequence[str] | None,
     say: Callable[[str], object],
+    **changes: Any,
 ) -> tuple[GridVLPForPreTraining, list[str]]:
     """The model to pre-train, from a plain BERT's weights or from one of ours.
 
     Args:
         folder: a folder or a hub name.
         store: the maps that it will read.
-        pieces: word pieces of the tokenizer.
+        pieces: rows that the tokenizer's ids need.
         answers: the answer classes; None keeps those of the folder.
         say: called with lines for the person at the keyboard.
+        changes: configuration values that replace those of the folder.
 
     Returns:
         The model and the names of the parameters that started fresh.
@@ -193,7 +198,7 @@ def start_pretraining(
             f"The vocabulary has {pieces:,} pieces, {folder} has {config.vocab_size:,}: give the "
             "--vocabulary that it was trained with, or none."
         )
-    changes = _of_store(store)
+    changes |= _of_store(store)
     if answers is not None:
         changes["answers"] = list(answers)
     if not is_ours(config):
@@ -320,6 +325,23 @@ def model_folder(path: Path) -> Path:
 def encoder_identity(store: FeatureStore) -> dict[str, Any]:
     """What must be the same in every store that a model reads: the encoder and its weights."""
     return {name: store.encoder.get(name) for name in ("name", "weights_sha256")}
+
+
+def row_facts(
+    config: GridVLPConfig, tokenizer: BertTokenizer, vocabulary: object, answers: object
+) -> dict[str, dict[str, str]]:
+    """What each row of the embedding and of the answer head stands for, as facts of a run.
+
+    Args:
+        config: of the model.
+        tokenizer: of the model.
+        vocabulary, answers: where they come from, to be named where they have changed.
+    """
+    names = json.dumps(list(config.answers or ()))
+    return {
+        "vocabulary": {"from": str(vocabulary), "sha256": vocabulary_digest(tokenizer)},
+        "answers": {"from": str(answers), "sha256": hashlib.sha256(names.encode()).hexdigest()},
+    }
 
 
 def check_encoder(config: GridVLPConfig, store: FeatureStore, origin: str | Path) -> None:

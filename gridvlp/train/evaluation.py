@@ -82,8 +82,8 @@ def evaluate(
     data = data or Path(options["data"])
     examples, skipped = read_splits(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
-    if cut := encoder.cut(lambda number: examples[number].sentence, len(examples)):
-        say(cut)
+    for line in encoder.check(lambda number: examples[number].sentence, len(examples)):
+        say(line)
     choose_attention(model, accelerator.device)
     # Each process answers its own batches: the precision is wanted, a gradient is not.
     prepared = accelerator.prepare_model(model.eval(), evaluation_mode=True)

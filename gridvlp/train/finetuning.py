@@ -17,7 +17,7 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import model_folder, start_task
+from gridvlp.train.checkpoints import model_folder, row_facts, start_task
 from gridvlp.train.model import TASK_MODELS, TaskModel
 from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.task_batches import TaskBatch, TaskBatches, predict, read_splits
@@ -69,11 +69,17 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "store": store.fingerprint,
         "encoder": store.encoder,
         "init": str(options.init),
+        **row_facts(
+            model.config,
+            encoder.tokenizer,
+            options.init,
+            options.answers or f"the training files in {options.data}",
+        ),
     }
     for note in task.notes:
         say(note)
-    if cut := encoder.cut(lambda number: train[number].sentence, len(train)):
-        say(cut)
+    for line in encoder.check(lambda number: train[number].sentence, len(train)):
+        say(line)
     batches = TaskBatches(
         train,
         task,
@@ -138,7 +144,7 @@ def _start_model(
     modalities = 1 + (task.images_per_example if task.head == "triplet" else 1)
     kind = TASK_MODELS[task.head]
     model = start_task(kind, folder, store, answers, modalities, options.fresh, say)
-    return model, Encoder(load_tokenizer(folder))
+    return model, Encoder(load_tokenizer(folder, say))
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
