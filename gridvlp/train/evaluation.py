@@ -118,6 +118,10 @@ def evaluate(
     write_text(folder / "examples.jsonl", _records(task, examples, found))
     figures, withheld_figures, majority = None, None, None
     if labelled:
+        if task.split_name(options.get("valid_split") or task.valid_split) == task.split_name(
+            split
+        ):
+            say(f"On {task.name} {split} the best epoch was chosen: it favours these figures.")
         figures = task.score(examples, predicted)
         withheld_figures = task.score(examples, blind) if blind is not None else None
         names = options["train_splits"] or task.train_splits

@@ -61,6 +61,9 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     if not any(example.truth is not None for example in valid):
         say(f"Nothing in {task.name} {valid_split} can be scored: the last epoch will be kept.")
         valid = []
+    elif task.split_name(valid_split) == task.test_split:
+        say(f"The best epoch is chosen on {task.name} {valid_split}, on which it is reported, too.")
+    best = task.decisive(valid)
     run_path = options.run or Path("runs") / f"finetune-{task.name}"
     facts = {
         "examples": len(train),
@@ -110,7 +113,8 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
             threads=options.training.threads,
             title=valid_split,
         )
-        return {"accuracy": task.score(valid, found.answers(task))["accuracy"]}
+        figures = task.score(valid, found.answers(task))
+        return {name: figures[name] for name in ("accuracy", best) if name in figures}
 
     with RunFolder(run_path, options.identity(), facts, accelerator.is_main_process) as run:
         if run.finished:
@@ -126,7 +130,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
             run=run,
             accelerator=accelerator,
             validate=validate,
-            best="accuracy" if valid else None,
+            best=best if valid else None,
             title=f"finetune {task.name}",
         )
 
