@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from click.core import ParameterSource
 
 from gridvlp import __version__
-from gridvlp.errors import UserError, first_line
+from gridvlp.errors import UserError
 from gridvlp.extract.settings import (
     BACKBONES,
     DTYPES,
@@ -35,6 +34,7 @@ from gridvlp.extract.settings import (
 )
 from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
+from gridvlp.settings_file import read_settings
 from gridvlp.train.settings import (
     BERT_BASE,
     FINE_TUNING,
@@ -108,35 +108,21 @@ class Command(click.Command):
 
     def _read_config(self, path: Path, ctx: click.Context) -> dict[str, dict[str, Any]]:
         """The sections of a file by title, their values checked by their command's options."""
-        try:
-            sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
         read: dict[str, dict[str, Any]] = {}
-        if not isinstance(sections, dict):
-            raise UserError(f"{path} must have a section for each command, as in recipes/.")
-        for title, section in sections.items():
-            if title not in known and not TASK_FILE.fullmatch(str(title)):
-                raise UserError(f"{path}: {title!r} is no command.{_near(str(title), known)}")
-            if not isinstance(section or {}, dict):
-                raise UserError(f"{path}: section {title!r} must hold `option: value` lines.")
+        for title, section in read_settings(path).items():
+            if title not in known and not TASK_FILE.fullmatch(title):
+                raise UserError(f"{path}: {title!r} is no command.{_near(title, known)}")
             command = cli.commands[title.split()[0]]
-            options = {o.opts[0].lstrip("-"): o for o in command.params}
-            read[str(title)] = {}
-            for key, value in (section or {}).items():
+            options = {o.opts[0].lstrip("-"): o for o in command.params if o.name != "config"}
+            read[title] = {}
+            for key, setting in section.items():
+                where = f"{path}, line {setting.line}"
                 if key not in options:
                     raise UserError(
-                        f"{path}: {command.name} has no option {key!r}.{_near(str(key), options)}"
+                        f"{where}: {command.name} has no option {key!r}.{_near(key, options)}"
                     )
-                if options[key].multiple and isinstance(value, str):
-                    value = [value]
-                try:
-                    read[title][key] = options[key].type_cast_value(ctx, value)
-                except click.BadParameter as error:
-                    raise UserError(f"{path}: {title}: {error.format_message()}") from error
+                read[title][key] = _converted(f"{where}: {title}", options[key], setting.value, ctx)
         _note(f"Defaults from {path}.")
         return read
 
@@ -154,6 +140,21 @@ class Command(click.Command):
                 chosen.append(f"{_option(name)}={shown}")
         _note(f"{self.name}: {' '.join(chosen)}")
         return super().invoke(ctx)
+
+
+def _converted(
+    where: str, option: click.Parameter, value: str | list[str], ctx: click.Context
+) -> Any:
+    """What an option makes of a settings file's value, as on the command line."""
+    several = option.multiple or option.nargs == -1
+    if isinstance(value, list) and not several:
+        raise UserError(f"{where}: {option.opts[0].lstrip('-')} takes one value, not a list.")
+    if isinstance(value, str) and several:
+        value = [value]
+    try:
+        return option.type_cast_value(ctx, value)
+    except click.BadParameter as error:
+        raise UserError(f"{where}: {error.format_message()[:400]}") from error
 
 
 class Group(click.Group):
