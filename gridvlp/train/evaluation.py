@@ -74,6 +74,8 @@ def evaluate(
     Raises:
         UserError: something is missing or does not fit.
     """
+    if batch_size <= 0:
+        raise UserError("--batch-size must be above 0.")
     accelerator = make_accelerator(precision)
     say = first_only(say, accelerator)
     model, task, options = load_finetuned(run, task_name)

@@ -12,7 +12,7 @@ from gridvlp.train import pretraining, training
 from gridvlp.train.checkpoints import load_config
 from gridvlp.train.finetuning import finetune
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
+from gridvlp.train.settings import FineTuningOptions, PreTrainingOptions
 from gridvlp.train.tokenization import load_tokenizer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a the is square red blue green yellow what color".split()  # noqa: SIM905
@@ -109,6 +109,10 @@ def test_another_dropout_is_applied_and_belongs_to_the_run(short, bert, monkeypa
     pretrain(named, silent)
     config = load_config(short.run / "model")
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0.2)
+
+
+def test_pairs_are_shuffled_alone_unless_asked_otherwise(squares):
+    assert PreTrainingOptions((squares / "store.zarr",)).sentences_per_read == 1
 
 
 def test_from_scratch_the_sizes_are_options_as_before(short):
