@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from click.core import ParameterSource
 
 from gridvlp import __version__
-from gridvlp.errors import UserError, first_line
+from gridvlp.errors import UserError
 from gridvlp.extract.settings import (
     BACKBONES,
     DTYPES,
@@ -36,8 +35,10 @@ from gridvlp.extract.settings import (
 from gridvlp.interrupt import exit_code, termination_interrupts
 from gridvlp.process_end import end_process
 from gridvlp.progress import FIRST_PROCESS
+from gridvlp.settings_file import read_settings
 from gridvlp.skip_list import SKIP_LIMIT
 from gridvlp.train.settings import (
+    BERT_BASE,
     FINE_TUNING,
     SOURCES,
     FineTuningOptions,
@@ -109,35 +110,21 @@ class Command(click.Command):
 
     def _read_config(self, path: Path, ctx: click.Context) -> dict[str, dict[str, Any]]:
         """The sections of a file by title, their values checked by their command's options."""
-        try:
-            sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {first_line(error)}") from error
         known = {*cli.commands, *(f"finetune {name}" for name in TASKS)}
         read: dict[str, dict[str, Any]] = {}
-        if not isinstance(sections, dict):
-            raise UserError(f"{path} must have a section for each command, as in recipes/.")
-        for title, section in sections.items():
-            if title not in known and not TASK_FILE.fullmatch(str(title)):
-                raise UserError(f"{path}: {title!r} is no command.{_near(str(title), known)}")
-            if not isinstance(section or {}, dict):
-                raise UserError(f"{path}: section {title!r} must hold `option: value` lines.")
+        for title, section in read_settings(path).items():
+            if title not in known and not TASK_FILE.fullmatch(title):
+                raise UserError(f"{path}: {title!r} is no command.{_near(title, known)}")
             command = cli.commands[title.split()[0]]
-            options = {o.opts[0].lstrip("-"): o for o in command.params}
-            read[str(title)] = {}
-            for key, value in (section or {}).items():
+            options = {o.opts[0].lstrip("-"): o for o in command.params if o.name != "config"}
+            read[title] = {}
+            for key, setting in section.items():
+                where = f"{path}, line {setting.line}"
                 if key not in options:
                     raise UserError(
-                        f"{path}: {command.name} has no option {key!r}.{_near(str(key), options)}"
+                        f"{where}: {command.name} has no option {key!r}.{_near(key, options)}"
                     )
-                if options[key].multiple and isinstance(value, str):
-                    value = [value]
-                try:
-                    read[title][key] = options[key].type_cast_value(ctx, value)
-                except click.BadParameter as error:
-                    raise UserError(f"{path}: {title}: {error.format_message()}") from error
+                read[title][key] = _converted(f"{where}: {title}", options[key], setting.value, ctx)
         _note(f"Defaults from {path}.")
         return read
 
@@ -148,10 +135,28 @@ class Command(click.Command):
             name, value = parameter.name or "", ctx.params.get(parameter.name or "")
             if name in ctx.params:
                 default = getattr(parameter, "show_default", None)
-                shown = f"({default})" if value in (None, ()) and default else _shown(value)
+                if value in (None, ()) and default:
+                    shown = f"({str(default).partition(':')[0]})"
+                else:
+                    shown = _shown(value)
                 chosen.append(f"{_option(name)}={shown}")
         _note(f"{self.name}: {' '.join(chosen)}")
         return super().invoke(ctx)
+
+
+def _converted(
+    where: str, option: click.Parameter, value: str | list[str], ctx: click.Context
+) -> Any:
+    """What an option makes of a settings file's value, as on the command line."""
+    several = option.multiple or option.nargs == -1
+    if isinstance(value, list) and not several:
+        raise UserError(f"{where}: {option.opts[0].lstrip('-')} takes one value, not a list.")
+    if isinstance(value, str) and several:
+        value = [value]
+    try:
+        return option.type_cast_value(ctx, value)
+    except click.BadParameter as error:
+        raise UserError(f"{where}: {error.format_message()[:400]}") from error
 
 
 class Group(click.Group):
@@ -608,63 +613,51 @@ data_option = click.option(
 
 
 def training_options(per_task: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of TrainingSettings; with ``per_task`` three of them default to the task's."""
+    """The options of TrainingSettings; with ``per_task`` all of them default to the task's."""
 
-    def shown(name: str) -> Any:
-        return ", ".join(f"{task} {getattr(s, name)}" for task, s in FINE_TUNING.items())
+    def option(name: str, text: str, **more: Any) -> Callable[..., Any]:
+        default = getattr(PRETRAIN.training, name)
+        if not more:
+            more = {"type": type(default)}
+        if per_task:  # which may be a file with settings of its own
+            values = {task: getattr(s, name) for task, s in FINE_TUNING.items()}
+            told = ", ".join(f"{task} {value}" for task, value in values.items())
+            if len(set(values.values())) == 1:
+                told = str(values["vqa"])
+            more |= {"default": None, "show_default": f"the task's: {told}"}
+        else:
+            more["default"] = default
+        return click.option("--" + name.replace("_", "-"), help=text, **more)
 
-    def default(name: str) -> dict[str, Any]:
-        if per_task:
-            return {"default": None, "show_default": shown(name)}
-        return {"default": getattr(PRETRAIN.training, name)}
-
-    settings = PRETRAIN.training
+    precisions = click.Choice(EXTRACT_PRECISIONS)
     options = [
-        click.option("--epochs", type=int, **default("epochs"), help="Passes over the data."),
-        click.option(
-            "--batch-size", type=int, **default("batch_size"), help="Sentences per optimiser step."
-        ),
-        click.option(
-            "--learning-rate", type=float, **default("learning_rate"), help="Peak learning rate."
-        ),
-        click.option(
-            "--warmup", type=float, **default("warmup"), help="Share of steps to warm up."
-        ),
-        click.option(
-            "--accumulate",
-            default=settings.accumulate,
-            help="Micro-batches per step: less memory, the same result.",
-        ),
-        click.option(
-            "--gradient-checkpointing",
+        option("epochs", "Passes over the data."),
+        option("batch_size", "Sentences per optimiser step."),
+        option("learning_rate", "Peak learning rate."),
+        option("warmup", "Share of steps to warm up."),
+        option("accumulate", "Micro-batches per step: less memory, the same result."),
+        option(
+            "gradient_checkpointing",
+            "Compute activations twice: less memory, more time, the same result.",
             is_flag=True,
-            help="Compute activations twice: less memory, more time, the same result.",
         ),
-        click.option(
-            "--clip", default=settings.clip, help="Largest norm of the gradient; 0 for any."
+        option("clip", "Largest norm of the gradient; 0 for any."),
+        option(
+            "ema", "Decay (0.9999) of an average of the weights that becomes the model; 0: none."
         ),
-        click.option(
-            "--ema",
-            default=settings.ema,
-            help="Decay (0.9999) of an average of the weights that becomes the model; 0: none.",
+        option("layer_lr_decay", "Learning rate of each layer over that of the layer above it."),
+        option("seed", "Decides every random choice."),
+        option(
+            "precision",
+            "auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
+            type=precisions,
         ),
-        click.option(
-            "--layer-lr-decay",
-            default=settings.layer_lr_decay,
-            help="Learning rate of each layer over that of the layer above it.",
-        ),
-        click.option("--seed", default=settings.seed, help="Decides every random choice."),
-        click.option(
-            "--precision",
-            type=click.Choice(EXTRACT_PRECISIONS),
-            default=settings.precision,
-            help="auto: bfloat16 where the hardware multiplies in it, float16 on older GPUs.",
-        ),
-        click.option("--threads", default=settings.threads, help="Threads that read ahead."),
-        click.option(
-            "--save-steps", default=settings.save_steps, help="Steps between checkpoints."
-        ),
+        option("threads", "Threads that read ahead."),
+        option("save_steps", "Steps between checkpoints."),
     ]
+    if per_task:
+        text = "Learning rate of the answer head over the encoder's."
+        options.insert(0, option("head_lr_multiplier", text))
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -689,6 +682,13 @@ TRAINING = (
     "threads",
     "save_steps",
 )
+
+
+def size_option(name: str, kind: type, text: str) -> Callable[..., Any]:
+    """An option that a checkpoint decides."""
+    default = BERT_BASE[name.lstrip("-").replace("-", "_")]
+    shown = f"{default}; with --init the checkpoint's"
+    return click.option(name, type=kind, show_default=shown, help=text)
 
 
 @cli.command()
@@ -725,16 +725,17 @@ TRAINING = (
 @click.option(
     "--sentences-per-read",
     default=PRETRAIN.sentences_per_read,
-    help="Sentences of an image that share one read of its map; 1 shuffles all pairs alone.",
+    help="Sentences of an image that share one read of its map, and so stay together in the order: "
+    "more of them read faster. 1 shuffles every pair alone, as published.",
 )
-@click.option("--hidden-size", default=PRETRAIN.hidden_size, help="Width of the encoder.")
-@click.option("--layers", default=PRETRAIN.layers, help="Layers of the encoder.")
-@click.option("--heads", default=PRETRAIN.heads, help="Attention heads.")
-@click.option("--dropout", default=PRETRAIN.dropout, help="Dropout everywhere.")
-@click.option(
+@size_option("--hidden-size", int, "Width of the encoder.")
+@size_option("--layers", int, "Layers of the encoder.")
+@size_option("--heads", int, "Attention heads.")
+@size_option("--dropout", float, "Dropout everywhere; with --init in place of the checkpoint's.")
+@size_option(
     "--initializer-range",
-    default=PRETRAIN.initializer_range,
-    help="Spread of fresh weights; BERT's suits 768, a narrow model wants 1/sqrt(width).",
+    float,
+    "Spread of fresh weights; BERT's suits 768, a narrow model wants 1/sqrt(width).",
 )
 @click.option(
     "--allow-leakage",
@@ -745,8 +746,13 @@ TRAINING = (
 @training_options(per_task=False)
 def pretrain(features: tuple[str | Path, ...], init: str | None, grids: str, **values: Any) -> None:
     """Pre-train the fusion model: masked words, image-text matching, image QA."""
-    if grids != "all" and not grids.isdigit():
+    if grids != "all" and not re.fullmatch("[0-9]{1,9}", grids):
         raise UserError(f"--grids {grids}: give a number, or 'all'.")
+    if init is not None:
+        for name in BERT_BASE.keys() - {"dropout"}:
+            if values[name] is not None and _by_default(name):
+                _note(f"{_option(name)} {values[name]} of the settings file: --init decides.")
+                values[name] = None
     training = {name: values.pop(name) for name in TRAINING}
     _need_stores(features)
     values["sources"] = tuple(values["sources"])
@@ -805,9 +811,6 @@ def pretrain(features: tuple[str | Path, ...], init: str | None, grids: str, **v
     type=click.Choice(["bce", "ce"]),
     show_default="gqa bce",
     help="Of gqa: binary cross-entropy or cross-entropy.",
-)
-@click.option(
-    "--head-lr-multiplier", default=1.0, help="Learning rate of the answer head over the encoder's."
 )
 @other_recipe_option
 @training_options(per_task=True)

@@ -95,9 +95,8 @@ class RunFolder:
         before, options = dict(began["options"]), dict(now["options"])
         if before.get("precision") == "auto":  # as older versions recorded it: any may go on
             before["precision"] = options.get("precision")
-        changed = sorted(
-            name for name in before.keys() | options.keys() if before.get(name) != options.get(name)
-        )
+        # An option of an older run that is none any more decides nothing.
+        changed = sorted(name for name in options if before.get(name) != options[name])
         if changed:
             told = "; ".join(
                 f"{name} was {before.get(name)!r}, is {options.get(name)!r}" for name in changed[:4]
@@ -106,10 +105,13 @@ class RunFolder:
                 f"{self.path} was begun with other options ({told}). "
                 "Give those again to go on, or name another folder to begin anew."
             )
-        facts = now["facts"]
-        # A store may have grown by photos that this run does not read.
+        facts, known = now["facts"], began["facts"]
+        # A store may have grown by photos that this run does not read, "lines" are words, and an
+        # older run knows less.
         other = sorted(
-            name for name in facts if name != "store" and facts[name] != began["facts"].get(name)
+            _with_origin(name, facts[name])
+            for name in facts.keys() & known.keys() - {"store", "lines"}
+            if facts[name] != known[name]
         )
         if other:
             raise UserError(
@@ -209,6 +211,10 @@ class RunFolder:
                 os.rename(old, target)
             shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(self.path / f"{name}.new", ignore_errors=True)
+
+
+def _with_origin(name: str, fact: Any) -> str:
+    return f"{name} from {fact['from']}" if isinstance(fact, dict) and "from" in fact else name
 
 
 def write_text(path: Path, text: str) -> None:

@@ -104,6 +104,7 @@ def test_a_settings_file_with_a_mistake_is_told(gridvlp, folder, text, told):
         (["pretrain", "--data", "elsewhere"], "elsewhere"),
         (["finetune", "vqa"], "`gridvlp pretrain`"),
         (["evaluate", "gqa"], "`gridvlp finetune gqa`"),
+        (["evaluate", "gqa", "--batch-size", "0"], "--batch-size must be above 0"),
         (["pretrain", "--config", "none.yaml"], "cannot be read"),
         (["extract", "--images", "nowhere/"], "There is no folder nowhere"),
         (["train-extractor", "--visual-genome", "nowhere"], "nowhere"),

@@ -145,6 +145,14 @@ class Engine:
             )
         )
 
+    def chooses_epochs_by(self, column: str) -> bool:
+        """Whether a run's best epoch is chosen on the split of a column."""
+        name, split = column.split()
+        task = get_task(name)
+        section = {**self.section("finetune"), **self.section(f"finetune {name}")}
+        chosen = section.get("valid_split") or task.valid_split
+        return task.aliases.get(chosen, chosen) == task.aliases.get(split, split)
+
     def missing(self, row: Row, column: str) -> list[Path]:
         """The files without which a score cannot be had, as far as that is known beforehand."""
         from gridvlp.extract.published import FILES as PUBLISHED

@@ -86,6 +86,9 @@ def reproduce(
         "settings": scale.settings,
         "fusion": table.times and any("speed-up" in row.paper for row in table.rows),
         "columns": list(dict.fromkeys(c for c in columns if c)),
+        "epochs chosen by": [
+            c for c in dict.fromkeys(columns) if c and engine.chooses_epochs_by(c)
+        ],
         "stand-ins": {**scale.sizes, **scale.grids},
         "unlabelled": [],
         "lines": {},

@@ -116,6 +116,12 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if counts:
         lines += ["", f"Scores are of {'; '.join(counts)}."]
+    if by := results.get("epochs chosen by"):
+        lines += [
+            "",
+            f"The best epoch of each run was chosen by its score in {', '.join(by)}: there these "
+            "scores are the best of several.",
+        ]
     if timed := [row["timed"] for row in rows.values() if "timed" in row]:
         taken = ", ".join(sorted({f"{t['date']} by commit {t['commit']}" for t in timed}))
         on = timed[0]["machine"]

@@ -79,8 +79,8 @@ class AnswerVocabulary(Sequence[str]):
         """
         path = Path(path)
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"The answer file {path} cannot be read: {error}.") from error
         if not isinstance(entries, list):
             raise UserError(f"The answer file {path} does not hold a JSON list.")
@@ -99,7 +99,8 @@ class AnswerVocabulary(Sequence[str]):
         """Write a plain JSON list, atomically."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-        temporary.write_text(json.dumps(list(self.names), ensure_ascii=False, indent=0) + "\n")
+        text = json.dumps(list(self.names), ensure_ascii=False, indent=0) + "\n"
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
 
 

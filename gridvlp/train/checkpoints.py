@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import BertTokenizer
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -26,7 +29,7 @@ from gridvlp.train.model import (
     GridVLPModel,
     TaskModel,
 )
-from gridvlp.train.tokenization import MAX_TOKENS
+from gridvlp.train.tokenization import MAX_TOKENS, vocabulary_digest
 
 POSITIONS, MODALITIES = "position_embeddings.weight", "token_type_embeddings.weight"
 RESIZABLE = (POSITIONS, MODALITIES)
@@ -173,16 +176,18 @@ def start_pretraining(
     answers: Sequence[str] | None,
     say: Callable[[str], object],
     other_recipe: bool = False,
+    **changes: Any,
 ) -> tuple[GridVLPForPreTraining, list[str]]:
     """The model to pre-train, from a plain BERT's weights or from one of ours.
 
     Args:
         folder: a folder or a hub name.
         store: the maps that it will read.
-        pieces: word pieces of the tokenizer.
+        pieces: rows that the tokenizer's ids need.
         answers: the answer classes; None keeps those of the folder.
         say: called with lines for the person at the keyboard.
         other_recipe: as for ``check_recipe``.
+        changes: configuration values that replace those of the folder.
 
     Returns:
         The model and the names of the parameters that started fresh.
@@ -196,7 +201,7 @@ def start_pretraining(
             f"The vocabulary has {pieces:,} pieces, {folder} has {config.vocab_size:,}: give the "
             "--vocabulary that it was trained with, or none."
         )
-    changes = _of_store(store)
+    changes |= _of_store(store)
     if answers is not None:
         changes["answers"] = list(answers)
     if not is_ours(config):
@@ -325,6 +330,23 @@ def copy_answer_rows(
 def model_folder(path: Path) -> Path:
     """The folder of the weights: that of a run, or the folder itself."""
     return path / "model" if (path / "model").is_dir() else path
+
+
+def row_facts(
+    config: GridVLPConfig, tokenizer: BertTokenizer, vocabulary: object, answers: object
+) -> dict[str, dict[str, str]]:
+    """What each row of the embedding and of the answer head stands for, as facts of a run.
+
+    Args:
+        config: of the model.
+        tokenizer: of the model.
+        vocabulary, answers: where they come from, to be named where they have changed.
+    """
+    names = json.dumps(list(config.answers or ()))
+    return {
+        "vocabulary": {"from": str(vocabulary), "sha256": vocabulary_digest(tokenizer)},
+        "answers": {"from": str(answers), "sha256": hashlib.sha256(names.encode()).hexdigest()},
+    }
 
 
 def check_recipe(

@@ -76,6 +76,8 @@ def evaluate(
     Raises:
         UserError: something is missing or does not fit.
     """
+    if batch_size <= 0:
+        raise UserError("--batch-size must be above 0.")
     accelerator = make_accelerator(precision)
     say = first_only(say, accelerator)
     model, task, options = load_finetuned(run, task_name)
@@ -84,8 +86,8 @@ def evaluate(
     data = data or Path(options["data"])
     examples, skipped = read_splits(task, data, [split], store, say)
     encoder = Encoder(load_tokenizer(model_folder(run)))
-    if cut := encoder.cut(lambda number: examples[number].sentence, len(examples)):
-        say(cut)
+    for line in encoder.check(lambda number: examples[number].sentence, len(examples)):
+        say(line)
     choose_attention(model, accelerator.device)
     # Each process answers its own batches: the precision is wanted, a gradient is not.
     prepared = accelerator.prepare_model(model.eval(), evaluation_mode=True)
@@ -120,6 +122,10 @@ def evaluate(
     write_text(folder / "examples.jsonl", _records(task, examples, found))
     figures, withheld_figures, majority = None, None, None
     if labelled:
+        if task.split_name(options.get("valid_split") or task.valid_split) == task.split_name(
+            split
+        ):
+            say(f"On {task.name} {split} the best epoch was chosen: it favours these figures.")
         figures = task.score(examples, predicted)
         withheld_figures = task.score(examples, blind) if blind is not None else None
         names = options["train_splits"] or task.train_splits

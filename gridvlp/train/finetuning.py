@@ -18,7 +18,7 @@ from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import model_folder, start_task
+from gridvlp.train.checkpoints import model_folder, row_facts, start_task
 from gridvlp.train.model import TASK_MODELS, TaskModel
 from gridvlp.train.processes import agree, first_only, make_accelerator, with_precision
 from gridvlp.train.settings import FineTuningOptions
@@ -64,6 +64,9 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
     if not any(example.truth is not None for example in valid):
         say(f"Nothing in {task.name} {valid_split} can be scored: the last epoch will be kept.")
         valid = []
+    elif task.split_name(valid_split) == task.test_split:
+        say(f"The best epoch is chosen on {task.name} {valid_split}, on which it is reported, too.")
+    best = task.decisive(valid)
     run_path = options.run or Path("runs") / f"finetune-{task.name}"
     facts = {
         "examples": len(train),
@@ -72,11 +75,17 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "store": store.fingerprint,
         "encoder": store.encoder,
         "init": str(options.init),
+        **row_facts(
+            model.config,
+            encoder.tokenizer,
+            options.init,
+            options.answers or f"the training files in {options.data}",
+        ),
     }
     for note in task.notes:
         say(note)
-    if cut := encoder.cut(lambda number: train[number].sentence, len(train)):
-        say(cut)
+    for line in encoder.check(lambda number: train[number].sentence, len(train)):
+        say(line)
     batches = TaskBatches(
         train,
         task,
@@ -107,7 +116,8 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
             threads=options.training.threads,
             title=valid_split,
         )
-        return {"accuracy": task.score(valid, found.answers(task))["accuracy"]}
+        figures = task.score(valid, found.answers(task))
+        return {name: figures[name] for name in ("accuracy", best) if name in figures}
 
     with RunFolder(run_path, options.identity(), facts, accelerator.is_main_process) as run:
         if (finished := agree(run, accelerator)) is not None:
@@ -123,7 +133,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
             run=run,
             accelerator=accelerator,
             validate=validate,
-            best="accuracy" if valid else None,
+            best=best if valid else None,
             title=f"finetune {task.name}",
         )
 
@@ -145,7 +155,7 @@ def _start_model(
         *(kind, folder, store, answers, modalities, options.fresh, say),
         other_recipe=options.other_recipe,
     )
-    return model, Encoder(load_tokenizer(folder))
+    return model, Encoder(load_tokenizer(folder, say))
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import BertTokenizer
 
 from gridvlp.errors import UserError
 from gridvlp.run_folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import start_pretraining
+from gridvlp.train.checkpoints import load_config, row_facts, start_pretraining
 from gridvlp.train.corpora import Corpus
 from gridvlp.train.epoch_order import EpochOrder
 from gridvlp.train.grids import read_grids
@@ -32,6 +33,7 @@ from gridvlp.train.tokenization import (
     Encoder,
     corpus_tokenizer,
     load_tokenizer,
+    vocabulary_size,
 )
 from gridvlp.train.training import Losses, fit
 
@@ -192,9 +194,7 @@ class PreTrainingBatches:
         masked_BL = text_mask_BL & ~special_BL & (draws["mask_BL"][:, :length] < MASKED)
         words_M = ids_BL[masked_BL]
         treatment_M = draws["treatment_BL"][:, :length][masked_BL]
-        random_M = (draws["word_BL"][:, :length][masked_BL] * len(self.encoder.tokenizer)).astype(
-            np.int64
-        )
+        random_M = (draws["word_BL"][:, :length][masked_BL] * self.encoder.size).astype(np.int64)
         ids_BL[masked_BL] = np.select(
             [treatment_M < TO_MASK, treatment_M < TO_MASK + TO_RANDOM],
             [np.full_like(words_M, self.encoder.mask), random_M],
@@ -298,10 +298,10 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "leakage guard": [asdict(row) for row in corpus.exclusions],
     }
     with accelerator.local_main_process_first():  # it learns word pieces, others read them
-        model, encoder, origin = _make_model(options, store, corpus)
-    if cut := encoder.cut(corpus.sentence, len(corpus)):
-        origin.append(cut)
-    for line in origin:
+        model, tokenizer, made = _make_model(options, store, corpus, say)
+    facts |= made
+    encoder = Encoder(tokenizer)
+    for line in encoder.check(corpus.sentence, len(corpus)):
         say(line)
     common: dict[str, Any] = {
         "batch_size": options.training.batch_size,
@@ -367,44 +367,100 @@ def describe(corpus: Corpus, held_out: Corpus) -> list[str]:
 
 
 def _make_model(
-    options: PreTrainingOptions, store: FeatureStore, corpus: Corpus
-) -> tuple[GridVLPForPreTraining, Encoder, list[str]]:
-    told: list[str] = []
-    answers = list(corpus.answers.names) if corpus.answers else None
+    options: PreTrainingOptions, store: FeatureStore, corpus: Corpus, say: Callable[[str], object]
+) -> tuple[GridVLPForPreTraining, BertTokenizer, dict[str, Any]]:
+    """The model, its tokenizer, and the facts of both that a resumed run must share."""
     if options.init is not None:
-        tokenizer = load_tokenizer(options.vocabulary or options.init)
+        source = str(options.vocabulary or options.init)
+        tokenizer = load_tokenizer(source, say)
+        _check_init(options, tokenizer)
+        changes = {}
+        if options.dropout is not None:
+            changes = dict.fromkeys(
+                ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
+            )
         model, fresh = start_pretraining(
-            *(options.init, store, len(tokenizer), corpus.answers, told.append),
+            *(options.init, store, vocabulary_size(tokenizer), corpus.answers, say),
             other_recipe=options.other_recipe,
+            **changes,
         )
-        told.append(f"Weights from {options.init}; fresh: {', '.join(fresh) or 'nothing'}.")
+        say(f"Weights from {options.init}; fresh: {', '.join(fresh) or 'nothing'}.")
     else:
         standard = options.data / "vocab" / "bert-base-uncased-vocab.txt"
-        if options.vocabulary is not None or standard.exists():
-            tokenizer = load_tokenizer(options.vocabulary or standard)
-            told.append(f"Vocabulary: {options.vocabulary or standard}, {len(tokenizer):,} pieces.")
+        named = options.vocabulary or (standard if standard.exists() else None)
+        if named is not None:
+            tokenizer, source = load_tokenizer(named, say), str(named)
         else:
-            tokenizer = corpus_tokenizer(corpus)
-            told.append(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces.")
+            tokenizer, source = corpus_tokenizer(corpus), "the corpus"
+            say(f"Vocabulary: learned from the corpus, {len(tokenizer):,} pieces, lower-cased.")
+        sizes = options.sizes
         config = GridVLPConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=options.hidden_size,
-            num_hidden_layers=options.layers,
-            num_attention_heads=options.heads,
-            intermediate_size=4 * options.hidden_size,
-            hidden_dropout_prob=options.dropout,
-            attention_probs_dropout_prob=options.dropout,
-            initializer_range=options.initializer_range,
+            vocab_size=vocabulary_size(tokenizer),
+            hidden_size=sizes["hidden_size"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            intermediate_size=4 * sizes["hidden_size"],
+            hidden_dropout_prob=sizes["dropout"],
+            attention_probs_dropout_prob=sizes["dropout"],
+            initializer_range=sizes["initializer_range"],
             grid_channels=store.channels,
             grid_recipe=store.recipe,
             regions=store.kind == "regions",
-            answers=answers,
+            answers=list(corpus.answers.names) if corpus.answers else None,
         )
         model = GridVLPForPreTraining(config)
-        told.append("Encoder from scratch.")
+        say("Encoder from scratch.")
+    sizes = _sizes(model.config)
     parameters = sum(parameter.numel() for parameter in model.bert.parameters())
-    told.append(
+    say(
         f"Fusion model on {store.kind}: {parameters / 1e6:.1f}M parameters, "
-        f"{len(model.config.answers or []):,} answers."
+        f"{len(model.config.answers or []):,} answers; "
+        + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sizes.items())
+        + "."
     )
-    return model, Encoder(tokenizer), told
+    answers = options.answers or ("the corpus" if corpus.answers else options.init)
+    return model, tokenizer, {"sizes": sizes, **row_facts(model.config, tokenizer, source, answers)}
+
+
+def _check_init(options: PreTrainingOptions, tokenizer: BertTokenizer) -> None:
+    """Refuse options that contradict the checkpoint: its sizes, and what its rows stand for.
+
+    Raises:
+        UserError: an option was named and differs.
+    """
+    folder = str(options.init)
+    sizes = _sizes(load_config(folder))
+    for name, value in sizes.items():
+        chosen = getattr(options, name)
+        if chosen not in (None, value) and name != "dropout":
+            raise UserError(
+                f"--{name.replace('_', '-')} {chosen}: the checkpoint {folder} has {value}, and "
+                "the checkpoint decides. Leave the option out, or train from scratch without "
+                "--init."
+            )
+    if options.vocabulary is None:
+        return
+    try:
+        own = load_tokenizer(folder)
+    except UserError:  # weights alone: the vocabulary is that which is named
+        return
+    ours, theirs = (
+        {id: piece for piece, id in one.get_vocab().items()} for one in (tokenizer, own)
+    )
+    other = next((id for id in sorted(ours | theirs) if ours.get(id) != theirs.get(id)), None)
+    if other is not None:
+        raise UserError(
+            f"--vocabulary {options.vocabulary} is not the vocabulary of {folder}: id {other} is "
+            f"{ours.get(other)!r}, there {theirs.get(other)!r}. Leave --vocabulary out."
+        )
+
+
+def _sizes(config: GridVLPConfig) -> dict[str, Any]:
+    """The sizes of a model by the names of the options."""
+    return {
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "dropout": config.hidden_dropout_prob,
+        "initializer_range": config.initializer_range,
+    }

@@ -5,6 +5,7 @@ Imports nothing heavy: the command line shows these defaults in --help.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class TrainingSettings:
     accumulate: int = 1
     head_lr_multiplier: float = 1.0  # of the answer head (UNITER, ViLT: 10)
     layer_lr_decay: float = 1.0  # each layer's rate over that of the layer above it
-    clip: float = 1.0  # LXMERT; the largest norm of the gradient, 0 for any
+    clip: float = 1.0  # LXMERT in pre-training; the largest norm of the gradient, 0 for any
     ema: float = 0.0  # decay of the average of the weights that becomes the model, 0 for none
     gradient_checkpointing: bool = False
     precision: str = "auto"  # auto, float32, bfloat16
@@ -35,19 +36,13 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in (
-            "learning_rate",
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "threads",
-            "save_steps",
+            *("learning_rate", "epochs", "batch_size", "accumulate", "threads", "save_steps"),
+            *("head_lr_multiplier", "layer_lr_decay"),
         ):
-            if getattr(self, name) <= 0:
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0.")
-        for name in ("head_lr_multiplier", "layer_lr_decay"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be above 0.")
-        if self.clip < 0:
+        if not (self.clip >= 0 and math.isfinite(self.clip)):
             raise UserError("--clip must not be below 0.")
         if not 0 <= self.ema < 1:
             raise UserError("--ema must be from 0 to below 1, such as 0.9999.")
@@ -76,11 +71,22 @@ def micro_batch_size(batch_size: int, processes: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-# LXMERT's fine-tuning settings (RECIPES: lr, epochs, batch 32, warm-up 10%).
+# LXMERT's fine-tuning settings (RECIPES: lr, epochs, batch 32, warm-up 10%); its tasks clip the
+# gradient's norm at 5, its pre-training at 1.
 FINE_TUNING: dict[str, TrainingSettings] = {
-    "vqa": TrainingSettings(learning_rate=5e-5, epochs=4, batch_size=32, warmup=0.1),
-    "gqa": TrainingSettings(learning_rate=1e-5, epochs=4, batch_size=32, warmup=0.1),
-    "nlvr2": TrainingSettings(learning_rate=5e-5, epochs=4, batch_size=32, warmup=0.1),
+    task: TrainingSettings(
+        learning_rate=learning_rate, epochs=4, batch_size=32, warmup=0.1, clip=5.0
+    )
+    for task, learning_rate in (("vqa", 5e-5), ("gqa", 1e-5), ("nlvr2", 5e-5))
+}
+
+
+BERT_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "layers": 12,
+    "heads": 12,
+    "dropout": 0.1,
+    "initializer_range": 0.02,  # for this width; a narrow model wants 1/sqrt(width)
 }
 
 
@@ -99,12 +105,13 @@ class PreTrainingOptions:
     vocabulary: Path | None = None
     answers: Path | None = None
     grids: int | None = 100  # paper 4.2
-    sentences_per_read: int = 8
-    hidden_size: int = 768  # BERT-base
-    layers: int = 12
-    heads: int = 12
-    dropout: float = 0.1
-    initializer_range: float = 0.02  # BERT's, for its width; a narrow model wants 1/sqrt(width)
+    sentences_per_read: int = 1  # LXMERT shuffles every pair alone
+    # Sizes: None for those of the checkpoint, or of BERT-base from scratch.
+    hidden_size: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    dropout: float | None = None
+    initializer_range: float | None = None
     allow_leakage: bool = False
     other_recipe: bool = False  # of the maps than that of --init's
     training: TrainingSettings = field(
@@ -121,14 +128,28 @@ class PreTrainingOptions:
             raise UserError("--grids must be above 0, or 'all'.")
         if self.sentences_per_read <= 0:
             raise UserError("--sentences-per-read must be above 0.")
-        if self.hidden_size % self.heads:
+        sizes = self.sizes
+        for name in ("hidden_size", "layers", "heads", "initializer_range"):
+            if not (sizes[name] > 0 and math.isfinite(sizes[name])):
+                raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+        if self.init is None and sizes["hidden_size"] % sizes["heads"]:
             raise UserError("--hidden-size must be a multiple of --heads.")
-        if not 0 <= self.dropout < 1:
+        if not 0 <= sizes["dropout"] < 1:
             raise UserError("--dropout must be from 0 to below 1.")
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes of a model from scratch, those of BERT-base where none is named."""
+        return {
+            name: default if getattr(self, name) is None else getattr(self, name)
+            for name, default in BERT_BASE.items()
+        }
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; a resumed run must have the same."""
-        named = {k: v for k, v in vars(self).items() if k not in FREE}
+        named = {k: v for k, v in vars(self).items() if k not in (*FREE, *BERT_BASE)}
+        if self.init is None:  # otherwise the checkpoint decides
+            named |= self.sizes
         return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
 
 

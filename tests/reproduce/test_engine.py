@@ -7,7 +7,7 @@ import torch
 from gridvlp.errors import UserError
 from gridvlp.reproduce import timing
 from gridvlp.reproduce.engine import Engine
-from gridvlp.reproduce.scales import scales
+from gridvlp.reproduce.scales import Scale, scales
 from gridvlp.reproduce.tables import Row
 
 
@@ -52,3 +52,24 @@ def test_a_time_is_taken_once_on_the_full_width_encoder(tmp_path, monkeypatch):
     path.write_text(json.dumps(other))  # of another machine
     later = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
     assert later.milliseconds(small, False)["machine"] == alone["machine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen_by"),
+    [
+        ({}, ["vqa minival", "nlvr2 dev", "gqa testdev"]),
+        ({"finetune gqa": {"valid-split": "val"}}, ["vqa minival", "nlvr2 dev"]),
+        (
+            {"finetune": {"valid-split": "dev"}, "finetune nlvr2": {"valid-split": "test1"}},
+            ["nlvr2 test1"],
+        ),
+        (
+            {"finetune nlvr2": {"valid-split": "test-P"}},
+            ["vqa minival", "nlvr2 test1", "gqa testdev"],
+        ),
+    ],
+)
+def test_the_columns_by_which_epochs_are_chosen_are_known(tmp_path, settings, chosen_by):
+    engine = Engine(tmp_path, tmp_path, Scale(settings), {}, lambda line: None)
+    columns = ["vqa minival", "vqa test-dev", "nlvr2 dev", "nlvr2 test1", "gqa testdev"]
+    assert [c for c in columns if engine.chooses_epochs_by(c)] == chosen_by

@@ -112,3 +112,9 @@ def test_full_scale_shows_the_papers_figures_beside_ours():
     assert "Times are of full-width encoders on one photo" in page
     assert "Taken today by commit def5678, on abacus (threads: 3)." in page
     assert "Random weights: these scores show that every step runs, and nothing else." in page
+    assert "The best epoch" not in page
+    page = markdown({**results, "epochs chosen by": ["vqa minival", "nlvr2 dev"]})
+    assert (
+        "The best epoch of each run was chosen by its score in vqa minival, nlvr2 dev: there these "
+        "scores are the best of several."
+    ) in page

@@ -53,6 +53,8 @@ def test_both_published_formats_are_read(tmp_path):
     assert vocabulary.id("two") is None
     vocabulary.save(tmp_path / "copy.json")
     assert AnswerVocabulary.from_file(tmp_path / "copy.json").names == vocabulary.names
+    plain.write_bytes(b"\xef\xbb\xbf" + '["caf\u00e9"]'.encode())
+    assert AnswerVocabulary.from_file(plain).names == ("café",)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_both_published_formats_are_read(tmp_path):
         ('["net", 3]', "Entry 1"),
         ('["net", {"answer": "x"}]', "Entry 1"),
         ('["net", "ne', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_bad_answer_file_is_named(tmp_path, text, said):

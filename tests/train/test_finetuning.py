@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from gridvlp.train.finetuning import finetune
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.relevance import explain
 from gridvlp.train.settings import FineTuningOptions
+from gridvlp.train.tasks.nlvr2 import NLVR2
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 from tests.squares import CHANNELS, grid_map, write_store
 
@@ -97,6 +99,44 @@ def test_vqa_is_learned_from_the_photo_and_not_from_the_text(make):
     assert (answered[0], len(answered)) == ("blue", 4)
     assert list(chances) == sorted(chances, reverse=True)
     assert sum(chances) == pytest.approx(1, abs=1e-5)
+
+
+def test_with_one_annotator_the_best_epoch_is_that_of_exact_match(make, squares, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(squares / "data", data)
+    for path in (data / "vqa").glob("*annotations.json"):
+        file = json.loads(path.read_text())
+        for entry in file["annotations"]:
+            entry["answers"] = entry["answers"][:1]
+        path.write_text(json.dumps(file))
+    told = []
+    options = replace(make("vqa", training={"epochs": 6}), data=data)
+    figures = finetune(options, told.append)
+    logged = [json.loads(line) for line in (options.run / "metrics.jsonl").read_text().splitlines()]
+    by_epoch = [line["exact match"] for line in logged if "exact match" in line]
+    assert len(by_epoch) == 6
+    assert figures["accuracy"] == 0
+    assert figures["exact match"] == max(by_epoch) > by_epoch[0]
+    assert figures["epoch"] == by_epoch.index(max(by_epoch)) + 1 > 1
+    ceilings = [line for line in told if "cannot exceed 0.0% on them" in line]
+    assert len(ceilings) == 2  # of train and minival; nominival is empty
+    outcome = evaluate("vqa", "minival", run=options.run, say=told.append)
+    assert outcome.figures["exact match"] == figures["exact match"]
+    assert any("On vqa minival the best epoch was chosen" in line for line in told)
+
+
+def test_a_split_that_is_chosen_by_and_reported_on_is_told(make):
+    told = []
+    finetune(make("nlvr2", training={"epochs": 1}), told.append)
+    assert not any("on which it is reported" in line for line in told)
+    options = make("nlvr2", training={"epochs": 1}, valid_split="dev", train_splits=("train",))
+    options = replace(options, run=options.run.with_name("again"))
+    NLVR2.test_split, before = "dev", NLVR2.test_split
+    try:
+        finetune(options, told.append)
+    finally:
+        NLVR2.test_split = before
+    assert "The best epoch is chosen on nlvr2 dev, on which it is reported, too." in told
 
 
 def test_a_store_of_the_evaluated_photos_alone_is_enough(make, squares, tmp_path):

@@ -75,9 +75,26 @@ def test_unlabelled_splits_and_all_questions(write):
     split = task.read(data, "test")
     assert split.report.unlabelled == 1
     assert "test_all_questions.json is read" in split.report.notes[0]
-    assert [e.id for e in task.read(data, "submission").examples] == ["1"]
     with pytest.raises(UserError, match=r"val_all_questions\.json"):
         task.read(data, "val-all")
+
+
+def test_the_servers_split_reads_the_file_that_the_server_wants(write, tmp_path):
+    entry = {"imageId": "n1", "question": "Is it?"}
+    write({"1": entry}, "test_all_questions")
+    write({"2": entry}, "test_balanced_questions")
+    task = get_task("gqa", NAMES)
+    for balanced in (False, True):  # there is none; a file of that name changes nothing
+        with pytest.raises(UserError, match=r"submission_all_questions\.json"):
+            task.read(tmp_path, "submission")
+        if balanced:
+            write({"5": entry}, "submission_balanced_questions")
+    data = write({"3": entry, "4": entry}, "submission_all_questions")
+    read = {split: task.read(data, split) for split in ("test", "test-all", "submission")}
+    ids = {split: [e.id for e in found.examples] for split, found in read.items()}
+    assert ids == {"test": ["2"], "test-all": ["1"], "submission": ["3", "4"]}
+    assert read["submission"].report.notes == []
+    assert read["submission"].report.unlabelled == 2
 
 
 @pytest.mark.parametrize(
@@ -86,7 +103,10 @@ def test_unlabelled_splits_and_all_questions(write):
         ({"question": "x", "answer": "y"}, 'entry 7 has no "imageId"'),
         ({"imageId": "n1", "answer": "y"}, 'entry 7 has no "question"'),
         (question(entailed="1"), "entailed"),
+        (question(semantic="select"), 'entry 7: "semantic" is not a list of steps'),
+        (question(semantic=["select"]), 'entry 7: "semantic" is not a list of steps'),
         (question(types=None, groups=None, entailed=None), None),
+        (question(types=None, groups=None, semantic=None), None),
         ("text", 'entry 7 has no "imageId"'),
     ],
 )
@@ -94,7 +114,7 @@ def test_odd_entries(write, entry, said):
     data, task = write({"7": entry}), get_task("gqa", NAMES)
     if said is None:
         split = task.read(data, "testdev")
-        assert task.score(split.examples, ["cup"]) == {"accuracy": 100.0}
+        assert task.score(split.examples, ["cup"]) == {"accuracy": 100.0, "words: 5": 100.0}
     else:
         with pytest.raises(UserError, match=said):
             task.read(data, "testdev")
@@ -110,8 +130,22 @@ def test_a_cut_file_is_named(write):
 
 answers = st.sampled_from(NAMES)
 ids = st.sampled_from([str(i) for i in range(8)])
+programs = st.lists(
+    st.fixed_dictionaries(
+        {
+            "operation": st.sampled_from(
+                ["select", "filter color", "query", "exist", "choose name"]
+            ),
+            "argument": st.sampled_from(["name", "table (12)", "not(red)", "?", "exist"]),
+            "dependencies": st.just([]),
+        }
+    ),
+    max_size=12,
+)
 entries = st.builds(
     question,
+    question=st.sampled_from(["Is it red?", "What is on the table?", "Is it  a cup ?", "a " * 12]),
+    semantic=programs,
     answer=answers,
     structural=st.sampled_from(["query", "verify", "choose"]),
     detailed=st.sampled_from(["relS", "twoCommon", "verifyAttr"]),
@@ -187,6 +221,19 @@ def test_scores_are_the_official_ones(tmp_path_factory, asked, draw):
             chi += (observed - expected) ** 2 / expected
         total, weight = total + chi * len(members), weight + len(members)
     assert scores.get("distribution") == (pytest.approx(total / weight / 100) if weight else None)
+    lengths = {}
+    for id in balanced:
+        words, steps = len(questions[id]["question"].split()), 0
+        for step in questions[id]["semantic"]:
+            said = step["operation"] + ": " + step["argument"]
+            if "exist" not in said and "query: name" not in said and "choose name" not in said:
+                steps += 1
+        for name in (f"words: {words}", f"steps: {steps}"):
+            lengths.setdefault(name, []).append(right[id])
+    found = {name: v for name, v in scores.items() if name.startswith(("words: ", "steps: "))}
+    assert found == {name: pytest.approx(mean(values)) for name, values in lengths.items()}
+    numbers = [int(name.split(": ")[1]) for name in found if name.startswith("steps: ")]
+    assert numbers == sorted(numbers)
     for kind in ("query", "verify", "choose"):
         values = [right[id] for id in balanced if questions[id]["types"]["structural"] == kind]
         assert scores.get(f"structural: {kind}") == (

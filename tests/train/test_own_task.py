@@ -1,6 +1,7 @@
 """A task in a file of one's own: the example of docs/tasks.md, and files that are none."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,12 @@ from gridvlp.errors import UserError
 from gridvlp.train.evaluation import evaluate
 from gridvlp.train.finetuning import finetune
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
+from gridvlp.train.settings import (
+    FINE_TUNING,
+    FineTuningOptions,
+    PreTrainingOptions,
+    TrainingSettings,
+)
 from gridvlp.train.tasks import get_task
 from tests.squares import colour_of
 
@@ -53,6 +59,71 @@ def test_the_example_of_the_docs_trains_and_is_evaluated(squares, options, task_
     assert set(answers.values()) <= {"entailment", "contradiction", "neutral"}
     examples = (own.run / "evaluate-test/examples.jsonl").read_text().splitlines()
     assert json.loads(examples[0])["truth"] in ("entailment", "contradiction")
+
+
+OWN = TrainingSettings(
+    learning_rate=3e-4,
+    epochs=7,
+    batch_size=48,
+    warmup=0.2,
+    seed=5,
+    accumulate=2,
+    head_lr_multiplier=10.0,
+    layer_lr_decay=0.9,
+    clip=2.5,
+    ema=0.99,
+    gradient_checkpointing=True,
+    precision="float32",
+    threads=3,
+    save_steps=123,
+)
+
+
+@pytest.fixture
+def chosen(gridvlp, squares, tmp_path, monkeypatch):
+    """The training settings that `finetune` with some arguments would use."""
+    (tmp_path / "store.zarr").symlink_to(squares / "store.zarr")
+    monkeypatch.chdir(tmp_path)
+    given = []
+    monkeypatch.setattr(
+        "gridvlp.train.finetuning.finetune", lambda options, say: given.append(options) or {}
+    )
+    monkeypatch.setattr("gridvlp.cli._report", lambda run: None)
+
+    def run(*arguments):
+        code, _, err = gridvlp("finetune", *arguments)
+        assert code == 0, err
+        return given.pop().training
+
+    return run
+
+
+def test_a_tasks_own_training_is_used_but_for_what_is_given(chosen, tmp_path):
+    for field in fields(TrainingSettings):  # so that a new field is tried, too
+        assert getattr(OWN, field.name) != getattr(FINE_TUNING["vqa"], field.name), field.name
+    (tmp_path / "mine.py").write_text(
+        EXAMPLE.read_text().replace(
+            "class ",
+            "from gridvlp.train.settings import TrainingSettings\n\n\nclass ",
+            1,
+        )
+        + f"\n\n    training = {OWN!r}\n"
+    )
+    assert chosen("mine.py") == OWN
+    for name in ("vqa", "gqa", "nlvr2"):
+        assert chosen(name) == FINE_TUNING[name]
+    for field in fields(TrainingSettings):
+        value, option = getattr(FINE_TUNING["vqa"], field.name), field.name.replace("_", "-")
+        if field.name != "gradient_checkpointing":
+            assert chosen("mine.py", f"--{option}", value) == replace(OWN, **{field.name: value})
+        (tmp_path / "mine.yaml").write_text(f"finetune: {{{option}: {json.dumps(value)}}}")
+        from_file = chosen("mine.py", "--config", "mine.yaml")
+        assert from_file == replace(OWN, **{field.name: value})
+
+
+def test_fine_tuning_clips_where_lxmerts_does():
+    assert {settings.clip for settings in FINE_TUNING.values()} == {5.0}
+    assert PreTrainingOptions(()).training.clip == 1.0
 
 
 @pytest.mark.parametrize(

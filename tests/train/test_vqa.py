@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -189,6 +190,11 @@ def test_classes_are_the_majority_answers_seen_nine_times(tmp_path):
         ("it's", "it's"),
         ("10:30", "10:30"),
         ("." * 40, "." * 8),
+        ("٣,٤", "٣ ٤"),  # a digit is one of 0 to 9
+        ("２,０００", "２ ０００"),
+        ("1.٥", "1٥"),
+        ("1,٥ x-y", "1 ٥ x y"),
+        ("x.²", "x²"),
     ],
 )
 def test_official_text(raw, expected):
@@ -208,7 +214,7 @@ def slow_official_accuracy(answer, humans):
             out = ("" if squeeze else " ").join(out.split(mark))
         kept = ""
         for at, character in enumerate(out):
-            if character != "." or out[at + 1 : at + 2].isdigit():
+            if character != "." or out[at + 1 : at + 2] in set("0123456789"):
                 kept += character
         words = []
         for word in kept.lower().split():
@@ -232,7 +238,10 @@ def slow_official_accuracy(answer, humans):
 
 
 pieces = st.sampled_from(
-    ["a", "the", "Two", "2", "dont", "don't", "red", "1,000", "p.m.", "3.5", "-", ", ", "/", "?"]
+    [
+        *("a", "the", "Two", "2", "dont", "don't", "red", "1,000", "p.m.", "3.5", "-", ", "),
+        *("/", "?", "٣,٤", ".٥", "２,３", ".²", "۷"),
+    ]
 )
 texts = st.builds(" ".join, st.lists(pieces, min_size=1, max_size=3)) | st.builds(
     "".join, st.lists(pieces, min_size=1, max_size=3)
@@ -255,6 +264,53 @@ def test_text_is_processed_only_where_annotators_disagree():
     assert vqa_accuracy("x", ["x"] + ["y"] * 9) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([["net"]] * 4, "4 of 4 questions .* cannot exceed 0.0% on them, 0.0% on the whole split"),
+        ([["net"] * 2] * 4, "4 of 4 .* cannot exceed 33.3% on them, 33.3% on the whole split"),
+        ([["net"] * 3] * 4, "4 of 4 .* cannot exceed 66.7% on them, 66.7% on the whole split"),
+        ([["net", "red"]] * 4, "4 of 4 .* cannot exceed 16.7% on them, 16.7% on the whole split"),
+        (
+            [["net"]] + [["net"] * 10] * 3,
+            "1 of 4 .* cannot exceed 0.0% on them, 75.0% on the whole split",
+        ),
+        ([["net"] * 4] * 4, None),
+        ([["net"] * 4 + ["red"] * 6] * 4, None),
+    ],
+)
+def test_what_few_annotators_allow_is_told_with_numbers(data, answers, told):
+    write(data, "val2014", [(3, 30), (4, 30), (5, 40), (6, 41)], answers)
+    task = get_task("vqa", ["net", "red"])
+    split = task.read(data, "val")
+    if told is None:
+        assert split.report.notes == []
+        return
+    (note,) = split.report.notes
+    assert re.match(told, note)
+    share = float(re.search(r"([\d.]+)% on the whole", note)[1])
+    reached = max(  # no answer does better on each question
+        task.score(split.examples, predicted)["accuracy"]
+        for predicted in itertools.product(["net", "red"], repeat=4)
+    )
+    assert reached == pytest.approx(share, abs=0.051)
+
+
+def test_with_one_annotator_exact_match_stands_beside_the_official_zero(data):
+    answers = [["net"], ["The Red."], ["two"], ["1,000"]]
+    write(data, "val2014", [(3, 30), (4, 30), (5, 40), (6, 41)], answers)
+    task = get_task("vqa", ["net", "red", "2", "1000"])
+    split = task.read(data, "val")
+    assert "exact match is given beside it" in split.report.notes[0]
+    assert task.decisive(split.examples) == "exact match"
+    scores = task.score(split.examples, ["net", "red", "2", "net"])
+    assert (scores["accuracy"], scores["exact match"]) == (0.0, 75.0)
+    write(data, "val2014", [(3, 30), (4, 30)], [["net"], ["red"] * 2])
+    split = task.read(data, "val")
+    assert task.decisive(split.examples) == "accuracy"
+    assert "exact match" not in task.score(split.examples, ["net", "red"])
+
+
 def test_scores_by_type(data):
     path = data / "vqa" / "v2_mscoco_val2014_annotations.json"
     entries = [
@@ -274,6 +330,15 @@ def test_scores_by_type(data):
     assert scores["question type: what color"] == 0.0
     assert task.majority(examples, examples) == 100.0
     assert task.majority_answers(examples[:2], examples) == ["net", "red", "net", "net"]
+
+
+def test_an_id_twice_is_named_with_the_file(data):
+    task, path = get_task("vqa"), data / "result.json"
+    with pytest.raises(UserError, match=rf"^7 would be twice in {path}: "):
+        task.write_submission(path, ["7", "8", "7"], ["net"] * 3)
+    with pytest.raises(UserError, match=r"^0, 1, 2, 3, 4 and 2 more would be twice"):
+        task.write_submission(path, [str(n) for n in range(7)] * 2, ["net"] * 14)
+    assert not path.exists()
 
 
 def test_submission(data):

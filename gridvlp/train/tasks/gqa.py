@@ -25,13 +25,15 @@ _SEMANTIC = {
     "obj": "object",
     "rel": "relation",
 }
+_FINAL = ("exist", "query: name", "choose name")
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
     """What the official report needs of a question.
 
-    ``valid`` and ``plausible`` are None where the split has no choices file.
+    ``valid`` and ``plausible`` are None where the split has no choices file, ``steps`` where the
+    question has no program.
     """
 
     answer: str
@@ -43,14 +45,17 @@ class Truth:
     entailed: tuple[str, ...]
     valid: frozenset[str] | None
     plausible: frozenset[str] | None
+    steps: int | None = None
 
 
 class GQA(Task):
     """GQA with the figures of its official report.
 
     Splits: ``train``, ``val`` and ``testdev`` read <split>_balanced_questions.json, or the
-    <split>_all_questions.json where only that is there; ``val-all`` and ``testdev-all`` read all
-    questions, which the official consistency needs. ``test`` and ``challenge`` have no labels.
+    <split>_all_questions.json where only that is there; ``val-all``, ``testdev-all`` and
+    ``test-all`` read all questions, which the official consistency needs. ``submission`` reads
+    submission_all_questions.json, which the server wants answered (those of test and of challenge,
+    and more). It, ``test`` and ``challenge`` have no labels.
     Validity and plausibility need <split>_choices.json from GQA's evaluation files.
 
     Args:
@@ -60,8 +65,10 @@ class GQA(Task):
 
     name = "gqa"
     choices = {"loss": ("bce", "ce")}  # noqa: RUF012
-    splits = ("train", "val", "testdev", "test", "challenge", "val-all", "testdev-all", "test-all")
-    aliases = {"submission": "test-all"}  # noqa: RUF012
+    splits = (
+        *("train", "val", "testdev", "test", "challenge", "submission"),
+        *("val-all", "testdev-all", "test-all"),
+    )
     train_splits = ("train", "val")
     valid_split = "testdev"
     test_split = "testdev"
@@ -70,6 +77,8 @@ class GQA(Task):
     def files(self, data: Path, split: str) -> list[Path]:
         """The questions."""
         tier, _, everything = split.partition("-")
+        if tier == "submission":  # it has no balanced file
+            everything = "all"
         folder = Path(data) / "gqa"
         balanced, full = (folder / f"{tier}_{kind}_questions.json" for kind in ("balanced", "all"))
         return [full if everything or (full.is_file() and not balanced.is_file()) else balanced]
@@ -93,7 +102,7 @@ class GQA(Task):
 
     def _read(self, data: Path, split: str, reader: Reader) -> None:
         (path,) = self.files(data, split)
-        if "_all_" in path.name and not split.endswith("-all"):
+        if "_all_" in path.name and split != "submission" and not split.endswith("-all"):
             reader.report.notes.append(f"{path.name} is read, for want of the balanced file")
         choices_path = Path(data) / "gqa" / f"{split.partition('-')[0]}_choices.json"
         choices = dict(json_files.items(choices_path)) if choices_path.is_file() else {}
@@ -114,7 +123,11 @@ class GQA(Task):
             )
 
     def loss(self, logits_BA: Tensor, targets_BA: Tensor) -> Tensor:
-        """As the ``loss`` option says; with "ce" a question without a class adds nothing."""
+        """As the ``loss`` option says; with "ce" a question without a class adds nothing.
+
+        LXMERT's own cross-entropy differs: there a question without a class counts as one of class
+        0, and the mean is multiplied by the number of classes.
+        """
         from torch.nn import functional
 
         if self.options["loss"] == "bce":
@@ -134,8 +147,11 @@ class GQA(Task):
         return float(answer == truth.answer)
 
     def score(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, float]:
-        """The official report: accuracy, binary, open, consistency, validity and so on.
+        """The official report (eval.py of GQA's release) without its "grounding".
 
+        Accuracy, binary, open, consistency, validity, plausibility, distribution; accuracy per
+        structural, semantic and detailed type (the last is ours), per reasoning steps (those of the
+        question's program but for its final query: ``Truth.steps``) and per words of the question.
         Percentages over the balanced questions, but for "distribution" (a chi-square, lower is
         better). A figure that the files do not allow is absent. Where some entailed questions are
         not among the examples (they are not all balanced), consistency is over those that are and
@@ -145,6 +161,7 @@ class GQA(Task):
         right = {example.id: self.credit(example.truth, answer) for example, answer in pairs}
         values: dict[str, list[float]] = defaultdict(list)
         broken: dict[str, list[float]] = defaultdict(list)
+        lengths: dict[tuple[str, int], list[float]] = defaultdict(list)
         gold: dict[str, Counter[str]] = defaultdict(Counter)
         given: dict[str, Counter[str]] = defaultdict(Counter)
         complete = True
@@ -173,6 +190,9 @@ class GQA(Task):
             ):
                 if kind:
                     broken[f"{title}: {kind}"].append(correct)
+            if truth.steps is not None:
+                lengths["steps", truth.steps].append(correct)
+            lengths["words", len(example.sentence.split())].append(correct)
         if not any(example.truth.structural for example, _ in counted):
             del values["binary"]  # without types nothing is known to be binary
         order = ("accuracy", "binary", "open", "consistency", "validity", "plausibility")
@@ -186,7 +206,8 @@ class GQA(Task):
             }
         if gold:
             scores["distribution"] = _chi_square(gold, given) / 100
-        return scores | {name: percent(broken[name]) for name in sorted(broken)}
+        scores |= {name: percent(broken[name]) for name in sorted(broken)}
+        return scores | {f"{name}: {n}": percent(lengths[name, n]) for name, n in sorted(lengths)}
 
     def submission(self, ids: Sequence[str], answers: Sequence[str]) -> str:
         """``[{"questionId": str, "prediction": str}, ...]``, as EvalAI takes it."""
@@ -229,4 +250,16 @@ def _truth(answer: str, entry: Any, choices: Any, path: Path, id: str) -> Truth:
         tuple(map(str, entailed)),
         valid,
         plausible,
+        _steps(entry, path, id),
     )
+
+
+def _steps(entry: Any, path: Path, id: str) -> int | None:
+    """Reasoning steps as the official evaluator counts them: none for the final query of a name."""
+    program = entry.get("semantic")
+    if program is None:
+        return None
+    if not isinstance(program, list) or not all(isinstance(step, dict) for step in program):
+        raise UserError(f'{path}, entry {id}: "semantic" is not a list of steps.')
+    steps = (f"{step.get('operation')}: {step.get('argument')}" for step in program)
+    return sum(not any(final in step for final in _FINAL) for step in steps)

@@ -33,8 +33,9 @@ class NLVR2(Task):
 
     Args:
         answers: the class names; None to build them.
-        head: "pair" (each photo with the sentence, LXMERT), "triplet" (both photos in one sequence)
-            or "pair-attention" (UNITER's best).
+        head: "pair" (each photo with the sentence, LXMERT), "triplet" (both photos in one sequence,
+            as UNITER arranges them, but classified by LXMERT's two layers where UNITER has one
+            Linear) or "pair-attention" (UNITER's best).
     """
 
     name = "nlvr2"

@@ -185,6 +185,14 @@ class Task(ABC):
             UserError: no example has a label, or the two sequences differ in length.
         """
 
+    def decisive(self, examples: Sequence[Example]) -> str:
+        """The figure of ``score`` by which the best epoch is kept."""
+        return "accuracy"
+
+    def remarks(self, examples: Sequence[Example]) -> list[str]:
+        """What the metric cannot do on a split's examples, with numbers."""
+        return []
+
     @abstractmethod
     def submission(self, ids: Sequence[str], answers: Sequence[str]) -> str:
         """The text of the file that the task's server takes."""
@@ -259,6 +267,7 @@ class Task(ABC):
             )
         reader = Reader(self, split, photos)
         self._read(data, split, reader)
+        reader.report.notes += self.remarks(reader.examples)
         return reader.finish()
 
     def targets(self, examples: Sequence[Example]) -> np.ndarray:
@@ -310,8 +319,12 @@ class Task(ABC):
         """
         if len(ids) != len(answers):
             raise UserError(f"{len(ids)} ids but {len(answers)} answers for {path}.")
-        if len(set(ids)) < len(ids):
-            raise UserError(f"An id occurs twice among the {len(ids)} predictions for {path}.")
+        if twice := [id for id, times in Counter(ids).items() if times > 1]:
+            more = f" and {len(twice) - SHOWN:,} more" if len(twice) > SHOWN else ""
+            raise UserError(
+                f"{', '.join(twice[:SHOWN])}{more} would be twice in {path}: in the annotations "
+                "of a split an id may occur once."
+            )
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
