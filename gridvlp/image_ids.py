@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 from functools import cached_property
 from pathlib import Path
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
 
 COCO_DIGITS = 12
@@ -32,16 +32,17 @@ class ImageIds:
         """COCO id (None: not in COCO) by Visual Genome id; empty without image_data.json.
 
         Raises:
-            UserError: the file is broken.
+            UserError: the file is broken, or has a photo twice.
         """
         if not self.image_data.is_file():
             return {}
-        known: dict[int, int | None] = {}
-        for number, entry in enumerate(json_files.elements(self.image_data)):
-            image = json_files.integer(entry, "image_id", self.image_data, number)
-            in_coco = entry.get("coco_id") is not None
-            known[image] = (
-                json_files.integer(entry, "coco_id", self.image_data, number) if in_coco else None
+        path, known = self.image_data, dict[int, int | None]()
+        unique = json_values.Unique(path, "image_id")
+        for number, entry in enumerate(json_files.elements(path)):
+            image = json_values.integer(entry, "image_id", path, number)
+            unique.add(image, number)
+            known[image] = json_values.optional(
+                json_values.integer, None, entry, "coco_id", path, number
             )
         return known
 

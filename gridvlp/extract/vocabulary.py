@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gridvlp.errors import UserError
@@ -43,6 +44,7 @@ class Vocabulary:
         return cls(*lists)
 
 
-def clean(word: object) -> str:
+@lru_cache(maxsize=1 << 16)  # millions of boxes share some ten thousand names
+def clean(word: str) -> str:
     """A name as it is compared: lower case, single spaces."""
-    return " ".join(str(word).lower().split())
+    return " ".join(word.lower().split())

@@ -243,7 +243,7 @@ def test_boxes_follow_the_pixels(visual_genome: Path) -> None:
 def _photos(tall: int, wide: int) -> Annotations:
     arrays = {"sizes_P2": np.array([(10, 20)] * tall + [(20, 10)] * wide)}
     rows = np.arange(tall + wide)
-    return Annotations(arrays, Vocabulary([], []), Counts(), [""] * len(rows), rows)
+    return Annotations(arrays, Vocabulary([], []), Counts(), [""] * len(rows), rows, "")
 
 
 def test_epochs_see_every_photo_and_batches_one_shape() -> None:

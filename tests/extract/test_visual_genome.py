@@ -136,7 +136,9 @@ def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: 
     with pytest.raises(UserError, match=r"objects\.json is not whole JSON"):
         read_visual_genome(tmp_path)
     (tmp_path / "objects.json").write_text('[{"image_id": 1000}]')
-    with pytest.raises(UserError, match=r'objects\.json, entry 0 has no "objects"'):
+    with pytest.raises(
+        UserError, match=r'objects\.json, entry 0 \(image_id 1000\) has no "objects"'
+    ):
         read_visual_genome(tmp_path)
     (tmp_path / "objects.json").write_text(whole)
     for folder in ("VG_100K", "VG_100K_2"):
