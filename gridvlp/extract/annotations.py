@@ -285,7 +285,7 @@ def _write(folder: Path, told: Told, vocabulary: Vocabulary) -> None:
         **meaning,
         "arrays": list(arrays),
         "broken": len(broken),
-        "reasons": [f"{times:,} {kind}" for kind, times in broken.kinds()]
+        "reasons": [f"{times:,} broken: {kind}" for kind, times in broken.kinds()]
         + [f"{name} {reason}" for name, reason in islice(broken.reasons.items(), NAMED)],
         "sha256": digest.hexdigest(),
     }
@@ -317,7 +317,7 @@ def _arrays(told: Told, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], 
     class_N = _indices(told.names, vocabulary.objects)[np.asarray(told.name_N)]
     xywh_N4 = np.asarray(told.xywh_N4).reshape(-1, 4)
     corners_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
-    within_N4 = np.tile(sizes_P2[place_N] if len(ids_P) else sizes_P2[:0], 2)
+    within_N4 = np.tile(sizes_P2[place_N] if len(ids_P) else np.zeros_like(xywh_N4[:, :2]), 2)
     boxes_N4 = np.clip(corners_N4, 0, within_N4).astype(np.float32)
     # so that a box which is no number fails, too
     solid_N = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) >= 1).all(1)

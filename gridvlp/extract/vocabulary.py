@@ -35,7 +35,8 @@ class Vocabulary:
             if len(found) != 1:
                 raise UserError(f"{folder} holds no visual_genome_{name}.txt.")
             try:
-                lines = found[0].read_text(encoding="utf-8").splitlines()
+                # not splitlines(), which breaks a line at U+2028 and its like: a line is a class
+                lines = found[0].read_text(encoding="utf-8-sig").split("\n")
             except UnicodeDecodeError as error:
                 raise UserError(f"{found[0]} is no UTF-8 text: {error}.") from error
             # An empty spelling would be the name of every object that has none.

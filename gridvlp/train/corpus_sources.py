@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gridvlp import json_files, json_values
-from gridvlp.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds, coco_id
 from gridvlp.train.answers import normalize_answer, soft_score
 
 # Keys under which the photo's map may be, the sentence, (answer, score)s.
@@ -24,7 +24,7 @@ def _coco_captions(files: Sequence[Path], ids: ImageIds, advance: Advance) -> It
             unique.add(id, number)
             if id not in seen:
                 seen.add(id)
-                image = json_values.integer(entry, "image_id", path, number)
+                image = coco_id(entry, "image_id", path, number)
                 yield (ids.coco(image),), json_values.field(entry, "caption", path, number), ()
 
 
@@ -64,7 +64,7 @@ def _vqa(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pai
             soft[id] = tuple((answer, soft_score(n)) for answer, n in counts.items())
         unique = json_values.Unique(questions, "question_id")
         for number, entry in enumerate(json_files.elements(questions, "questions", advance)):
-            image = json_values.integer(entry, "image_id", questions, number)
+            image = coco_id(entry, "image_id", questions, number)
             question = json_values.field(entry, "question", questions, number)
             id = json_values.integer(entry, "question_id", questions, number)
             unique.add(id, number)

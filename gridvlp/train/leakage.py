@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gridvlp import json_files, json_values
-from gridvlp.image_ids import COCO_DIGITS, ImageIds
+from gridvlp.image_ids import COCO_DIGITS, ImageIds, number_of
 
 VALIDATION_2017 = ("captions_val2017.json", "instances_val2017.json")
 VQA_TESTS = ("test2015", "test-dev2015")
@@ -134,7 +134,8 @@ class Guard:
             return VAL2014 if coco in self.val2014 else UNKNOWN
         if key in self.gqa_test:
             return GQA_TEST
-        if key.isdecimal() and int(key) not in self.ids.coco_of_visual_genome:
+        number = number_of(key)
+        if number is not None and number not in self.ids.coco_of_visual_genome:
             return UNKNOWN
         return FREE
 

@@ -251,6 +251,15 @@ def test_a_broken_image_is_left_out_and_named(
     assert told in "\n".join(data.counts.lines())
 
 
+def test_boxes_without_any_photo_are_counted(tmp_path: Path) -> None:
+    boxes = [box(1, 3, [0, 0, 9, 9]), box(2, 3, [0, 0, 9, 9])]
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), boxes)
+    for images in ([], [{"id": "1", "file_name": "1.jpg"}]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"images": images}))
+        with pytest.raises(UserError, match=r"No photo has both.* 2 boxes of no listed photo"):
+            read_coco([path], photo_folders([path]))
+
+
 def test_where_all_entries_are_broken_nothing_is_made_of_them(tmp_path: Path) -> None:
     few = [box(1, 3, [0, 0, 9, 9]) | {"image_id": "1"}]
     path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), few)

@@ -186,6 +186,9 @@ def test_untidy_lists(tmp_path: Path, visual_genome: Path) -> None:
     words.write_text("red\n")
     data = read_visual_genome(visual_genome, vocab=tmp_path)
     assert data.vocabulary == Vocabulary([["cube"], ["ball game", "ball"]], [["red"]])
+    objects = tmp_path / "visual_genome_objects.txt"
+    objects.write_text("\ufeffcube\u2028a\nball\x0cgame\x85b\n", "utf-8")  # a line is a class
+    assert Vocabulary.load(tmp_path).objects == [["cube a"], ["ball game b"]]
     words.write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"visual_genome_attributes\.txt is no UTF-8"):
         read_visual_genome(visual_genome, vocab=tmp_path)

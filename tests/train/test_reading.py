@@ -101,6 +101,18 @@ def test_a_vqa_annotation_that_stands_twice_is_named(tmp_path, more):
         Corpus.build(data, sources=["vqa"])
 
 
+@pytest.mark.parametrize("value", [-1, 10**12])
+def test_an_image_id_that_coco_cannot_have_is_named(tmp_path, value):
+    data = vqa(tmp_path, [question(1, value)], [annotation(1)])
+    said = (
+        rf"train2014_questions\.json, entry 0 .*not an integer from 0 to 999,999,999,999: {value}"
+    )
+    with pytest.raises(UserError, match=said):
+        get_task("vqa", ["net"]).read(data, "train")
+    with pytest.raises(UserError, match=said):
+        Corpus.build(data, sources=["vqa"])
+
+
 def test_the_entries_of_a_part_of_a_file_have_the_numbers_of_the_file(tmp_path):
     put(tmp_path, "coco/annotations/captions_val2017.json", {"images": [{"id": 7}]})
     lines = [question(1, 5), question(2, 7), question(3, 5), question(2, 7)]
@@ -150,6 +162,12 @@ def test_gqa_photos_may_be_numbers(tmp_path):
     put(tmp_path, "gqa/testdev_balanced_questions.json", {"7": gqa(imageId=2345)})
     (example,) = get_task("gqa", ["cup"]).read(tmp_path, "testdev").examples
     assert example.images == ("2345",)
+    for image in ("9" * 5000, "٣"):  # no photo has this number, and it may be a name
+        put(tmp_path, "gqa/testdev_balanced_questions.json", {"7": gqa(imageId=image)})
+        (example,) = get_task("gqa", ["cup"]).read(tmp_path, "testdev").examples
+        assert example.images == (image,)
+        put(tmp_path, "gqa/train_balanced_questions.json", {"7": gqa(imageId=image)})
+        assert len(Corpus.build(tmp_path, sources=["gqa"], allow_leakage=True)) == 1
 
 
 def test_a_gqa_question_that_stands_twice_is_named(tmp_path):
@@ -183,6 +201,7 @@ def write_lines(data, lines, mark=""):
 def test_nlvr2_lines_of_another_kind_are_named(tmp_path):
     for line, said in (
         (nlvr2(5), 'has a "identifier" that is not text: 5'),
+        (nlvr2("850"), "NLVR2 identifier '850' is not of the form"),
         (nlvr2(None), 'has a "identifier" that is not text: null'),
         (nlvr2("dev-1-0-0", label=1), 'has a "label" that is not True or False: 1'),
         (nlvr2("dev-1-0-0", label="yes"), "is not True or False: 'yes'"),
@@ -190,7 +209,8 @@ def test_nlvr2_lines_of_another_kind_are_named(tmp_path):
         write_lines(tmp_path, [nlvr2("dev-0-0-0"), line])
         with pytest.raises(UserError) as told:
             get_task("nlvr2", ["False", "True"]).read(tmp_path, "dev")
-        assert "nlvr2/dev.json, entry on line 2" in str(told.value)
+        assert "nlvr2/dev.json," in str(told.value)
+        assert "line 2" in str(told.value)
         assert said in str(told.value)
 
 
@@ -255,7 +275,7 @@ def test_a_photo_that_stands_twice_in_image_data_is_named(tmp_path):
         UserError, match=r"image_data\.json has image_id 5 twice, in entries 0 and 1"
     ):
         ImageIds(tmp_path).visual_genome(5)
-    for value in ("6", 6.5, True):
+    for value in ("6", 6.5, True, -1, 10**12):
         put(tmp_path, "image_data.json", [{"image_id": 5, "coco_id": value}])
         with pytest.raises(UserError, match=r'entry 0 \(image_id 5\) has a "coco_id" that is not'):
             ImageIds(tmp_path).visual_genome(5)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridvlp import json_files, json_values
+from gridvlp.errors import UserError
 from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, percent
@@ -64,7 +65,10 @@ class NLVR2(Task):
         for number, entry in json_files.lines(path):
             where = f"on line {number}"
             identifier = json_values.string(entry, "identifier", path, where)
-            left, right = ImageIds.nlvr2(identifier)
+            try:
+                left, right = ImageIds.nlvr2(identifier)
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
             set_of, _, sentence = identifier.rsplit("-", 2)
             label = _label(entry, path, where)
             reader.add(

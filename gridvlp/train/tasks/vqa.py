@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
-from gridvlp.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds, coco_id
 from gridvlp.train.answers import NUMBER_WORDS, soft_score
 from gridvlp.train.leakage import minival
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
@@ -99,7 +99,7 @@ class VQA(Task):
         matched = 0
         for number, entry in enumerate(json_files.elements(questions, "questions")):
             id = json_values.integer(entry, "question_id", questions, number)
-            image = json_values.integer(entry, "image_id", questions, number)
+            image = coco_id(entry, "image_id", questions, number)
             truth = labels.get(id)
             matched += truth is not None
             in_minival = held_out is None or image in held_out
