@@ -4,7 +4,7 @@
     gridvlp evaluate snli_ve.py --split test
 """
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.train.tasks.task import Task, json_text, percent
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -33,12 +33,13 @@ class SNLIVE(Task):
         for number, line in json_files.lines(path):
             label = line.get("gold_label")
             reader.add(
-                id=str(json_files.field(line, "pairID", path, number)),
-                sentence=json_files.field(line, "sentence2", path, number),
-                images=[(str(json_files.field(line, "Flickr30K_ID", path, number)),)],
+                id=json_values.string(line, "pairID", path, number),
+                sentence=json_values.field(line, "sentence2", path, number),
+                images=[(json_values.name(line, "Flickr30K_ID", path, number),)],
                 target=[(label, 1.0)] if label else (),
                 kind="",
                 truth=label,
+                entry=number,
             )
 
     def loss(self, logits_BA, targets_BA):

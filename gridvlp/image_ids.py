@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
 
 COCO_DIGITS = 12
@@ -32,17 +33,16 @@ class ImageIds:
         """COCO id (None: not in COCO) by Visual Genome id; empty without image_data.json.
 
         Raises:
-            UserError: the file is broken.
+            UserError: the file is broken, or has a photo twice.
         """
         if not self.image_data.is_file():
             return {}
-        known: dict[int, int | None] = {}
-        for number, entry in enumerate(json_files.elements(self.image_data)):
-            image = json_files.integer(entry, "image_id", self.image_data, number)
-            in_coco = entry.get("coco_id") is not None
-            known[image] = (
-                json_files.integer(entry, "coco_id", self.image_data, number) if in_coco else None
-            )
+        path, known = self.image_data, dict[int, int | None]()
+        unique = json_values.Unique(path, "image_id")
+        for number, entry in enumerate(json_files.elements(path)):
+            image = json_values.integer(entry, "image_id", path, number)
+            unique.add(image, number)
+            known[image] = json_values.optional(coco_id, None, entry, "coco_id", path, number)
         return known
 
     @staticmethod
@@ -63,7 +63,8 @@ class ImageIds:
     def visual_genome(self, image_id: int | str) -> tuple[str, ...]:
         """Keys under which the map of a Visual Genome photo may be, its own first."""
         own = str(image_id)
-        coco = self.coco_of_visual_genome.get(int(own)) if own.isdecimal() else None
+        number = number_of(own)
+        coco = None if number is None else self.coco_of_visual_genome.get(number)
         return (own,) if coco is None else (own, self.coco(coco))
 
     def gqa(self, image_id: int | str) -> tuple[str, ...]:
@@ -85,6 +86,16 @@ class ImageIds:
             )
         pair = "-".join(parts[:3])
         return f"{pair}-img0", f"{pair}-img1"
+
+
+def number_of(key: str) -> int | None:
+    """The number that a photo is named by; None for another name."""
+    return int(key) if key.isdecimal() and key.isascii() and len(key) <= 18 else None
+
+
+def coco_id(entry: Any, key: str, path: Path, where: object) -> int:
+    """A field that holds the id of a COCO photo; arguments and errors as in ``json_values``."""
+    return json_values.integer(entry, key, path, where, 0, 10**COCO_DIGITS - 1)
 
 
 def first_present(candidates: Iterable[str], photos: Container[str] | None) -> str | None:

@@ -11,6 +11,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
 from gridvlp.extract.detector import MAX_ATTRIBUTES, NO_ATTRIBUTE
 from gridvlp.extract.vocabulary import Vocabulary
+from gridvlp.skip_list import SkipList
 
-LAYOUT = 1  # of the cached arrays; older ones are made anew
+LARGEST_SIDE = (1 << 24) - 1  # of a photo; float32 holds every whole number up to it
+NAMED = 3  # entries or photos that a report names
+NO_FILE = "no file has that name"  # of match_files; the other reasons are worth a line
+LAYOUT = 2  # of the cached arrays; older ones are made anew
 COUNTED = (
     "outside_vocabulary",
     "degenerate",
@@ -68,11 +73,16 @@ class Counts:
     attributes_cut: int = 0
     crowds: int = 0
     attributes_outside: int = 0
+    broken: int = 0
+    unmatched: int = 0
+    reasons: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The counts in a line, and what was left out or changed in another."""
+        """The counts in a line, what was left out or changed in another, and reasons."""
         told = {
+            "entries that are broken": self.broken,
             "photos without a file or size": self.without_file,
+            "photos whose file is not clear": self.unmatched,
             "photos without a box": self.without_boxes,
             "boxes of no listed photo": self.without_photo,
             "boxes outside the vocabulary": self.outside_vocabulary,
@@ -89,7 +99,7 @@ class Counts:
         for what, counts in (("left out", told), ("changed", changed)):
             listed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
             lines += [f"  {what}: {listed}"] if listed else []
-        return lines
+        return lines + [f"  {reason}" for reason in self.reasons]
 
 
 @dataclass
@@ -103,6 +113,7 @@ class Told:
         names, name_N: of objects, and which of them each box has.
         words, word_M, words_N: of attributes, those of all boxes in a row, and how many each has.
         crowd_N: whether a box is a crowd.
+        broken: the entries that are left out.
     """
 
     photos: dict[int, tuple[int, int, str]] = field(default_factory=dict)
@@ -114,6 +125,9 @@ class Told:
     word_M: array[int] = field(default_factory=lambda: array("i"))
     words_N: array[int] = field(default_factory=lambda: array("i"))
     crowd_N: array[int] = field(default_factory=lambda: array("b"))
+    broken: SkipList = field(
+        default_factory=lambda: SkipList(question="are these the annotations of the photos?")
+    )
 
     def vocabulary(self, objects: int, attributes: int) -> Vocabulary:
         """The most frequent names."""
@@ -138,6 +152,7 @@ class Annotations:
         counts: what became of the whole.
         paths: the photo file of each row.
         rows: the photos in use, as rows of the arrays.
+        sha256: of the arrays and of what they mean.
     """
 
     def __init__(
@@ -147,9 +162,10 @@ class Annotations:
         counts: Counts,
         paths: Sequence[str],
         rows: np.ndarray,
+        sha256: str,
     ) -> None:
         self.arrays, self.vocabulary, self.counts = arrays, vocabulary, counts
-        self.paths, self.rows = paths, rows
+        self.paths, self.rows, self.sha256 = paths, rows, sha256
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,7 +175,13 @@ class Annotations:
 
     def subset(self, chosen: slice | np.ndarray) -> Annotations:
         """Some of the photos."""
-        return Annotations(self.arrays, self.vocabulary, self.counts, self.paths, self.rows[chosen])
+        rows = self.rows[chosen]
+        return Annotations(self.arrays, self.vocabulary, self.counts, self.paths, rows, self.sha256)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of all that is known of the photos in use, but for their pixels."""
+        return hashlib.sha256(self.sha256.encode() + self.rows.tobytes()).hexdigest()
 
     @property
     def sizes_P2(self) -> np.ndarray:
@@ -196,7 +218,7 @@ def cached_annotations(
     files: Sequence[Path],
     choice: Sequence[Any],
     read: Callable[[], tuple[Told, Vocabulary]],
-    find: Callable[[list[str]], Sequence[str | None]],
+    find: Callable[[list[str]], tuple[Sequence[Path | None], dict[str, str]]],
     keep_empty: bool = False,
 ) -> Annotations:
     """Annotations by their cached arrays, or read from files and put into the cache.
@@ -206,11 +228,11 @@ def cached_annotations(
         files: that are read; a change in their size or time makes the cache anew.
         choice: what else decides the arrays, as JSON.
         read: reads the files.
-        find: the photo files of the given names, None where there is none.
+        find: the photo files of the given names, None where there is none, and why not.
         keep_empty: photos without a box stay; what is detected in them is wrong.
 
     Raises:
-        UserError: no photo has a file and a box.
+        UserError: no photo has a file and a box, or too many entries are broken.
     """
     stats = [(str(path.resolve()), path.stat()) for path in files if path.exists()]
     state = [LAYOUT, [(name, s.st_size, s.st_mtime_ns) for name, s in stats], choice]
@@ -220,8 +242,12 @@ def cached_annotations(
         _write(folder, *read())
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["arrays"]}
-    counts = Counts(source, without_photo=about["without_photo"])
-    paths = find(about["files"])
+    counts = Counts(source, without_photo=about["without_photo"], broken=about["broken"])
+    counts.reasons = list(about["reasons"])
+    paths, no_file = find(about["files"])
+    unclear = [name for name in about["files"] if no_file.get(name, NO_FILE) != NO_FILE]
+    counts.unmatched = len(unclear)
+    counts.reasons += [f"{name}: {no_file[name]}" for name in dict.fromkeys(unclear[:NAMED])]
     there_P = np.array([path is not None for path in paths], dtype=bool)
     there_P &= (arrays["sizes_P2"] > 0).all(1)
     counts.without_file = int((~there_P).sum())
@@ -238,18 +264,30 @@ def cached_annotations(
     if not counts.boxes:
         raise UserError(f"No photo has both a file and a box: {' '.join(counts.lines())}")
     vocabulary = Vocabulary(about["objects"], about["attributes"])
-    known = [path or "" for path in paths]
-    return Annotations(arrays, vocabulary, counts, known, np.flatnonzero(used_P))
+    known = [str(path or "") for path in paths]
+    rows = np.flatnonzero(used_P)
+    return Annotations(arrays, vocabulary, counts, known, rows, about["sha256"])
 
 
 def _write(folder: Path, told: Told, vocabulary: Vocabulary) -> None:
     arrays, files, without_photo = _arrays(told, vocabulary)
-    about = {
+    broken = told.broken
+    meaning = {
         "files": files,
         "without_photo": without_photo,
         "objects": vocabulary.objects,
         "attributes": vocabulary.attributes,
+    }
+    digest = hashlib.sha256(json.dumps(meaning).encode())
+    for name, values in arrays.items():
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode() + values.tobytes())
+    about = {
+        **meaning,
         "arrays": list(arrays),
+        "broken": len(broken),
+        "reasons": [f"{times:,} broken: {kind}" for kind, times in broken.kinds()]
+        + [f"{name} {reason}" for name, reason in islice(broken.reasons.items(), NAMED)],
+        "sha256": digest.hexdigest(),
     }
     try:
         with made_whole(folder, "about.json") as temporary:
@@ -279,7 +317,7 @@ def _arrays(told: Told, vocabulary: Vocabulary) -> tuple[dict[str, np.ndarray], 
     class_N = _indices(told.names, vocabulary.objects)[np.asarray(told.name_N)]
     xywh_N4 = np.asarray(told.xywh_N4).reshape(-1, 4)
     corners_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
-    within_N4 = np.tile(sizes_P2[place_N] if len(ids_P) else sizes_P2[:0], 2)
+    within_N4 = np.tile(sizes_P2[place_N] if len(ids_P) else np.zeros_like(xywh_N4[:, :2]), 2)
     boxes_N4 = np.clip(corners_N4, 0, within_N4).astype(np.float32)
     # so that a box which is no number fails, too
     solid_N = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) >= 1).all(1)

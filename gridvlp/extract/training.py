@@ -128,20 +128,16 @@ def _train(options: TrainExtractorOptions, say: Callable[[str], object]) -> dict
         f"Training on {len(train):,} photos, {len(valid):,} held out; "
         f"{len(vocabulary.objects):,} objects, {len(vocabulary.attributes):,} attributes."
     )
-    first = [train[i].image for i in range(min(3, len(train)))]
-    facts: dict[str, Any] = {
-        "counts": vars(train.counts),
-        "valid": vars(valid.counts),
-        "photos": first,
-    }
-    facts["processes"] = options.processes
-    with RunFolder(options.run, options.identity(), facts, comm.is_main_process()) as run:
+    given = read_weights(str(options.weights)) if options.weights is not None else None
+    # by content: a file may move, and another may be put in its place
+    identity = {**options.identity(), "weights": given.sha256 if given else None}
+    facts = {"annotations": train.fingerprint, "valid annotations": valid.fingerprint}
+    with RunFolder(options.run, identity, facts, comm.is_main_process()) as run:
         finished: dict[str, Any] | None = _from_first(run.finished)
         if finished:
             say(f"{options.run} is finished already; give another --run to train again.")
             return finished
         architecture = new_architecture(options.backbone, options.width)
-        given = read_weights(str(options.weights)) if options.weights is not None else None
         if given is not None:
             _check_backbone(given, options)
             architecture = given.architecture

@@ -6,16 +6,20 @@ import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
-from gridvlp.extract.annotations import Annotations, Told, cached_annotations
+from gridvlp.extract.annotations import LARGEST_SIDE, Annotations, Told, cached_annotations
 from gridvlp.extract.vocabulary import Vocabulary, clean
 from gridvlp.image_ids import ImageIds
+from gridvlp.json_values import BadEntry, optional
+from gridvlp.skip_list import SkipList
 
 FOLDERS = ("VG_100K", "VG_100K_2")
+XYWH = ("x", "y", "w", "h")
 FILES = ("image_data.json", "objects.json", "attributes.json")
 
 
@@ -24,7 +28,8 @@ def read_visual_genome(
 ) -> Annotations:
     """Read objects.json, attributes.json and image_data.json with the photos of both folders.
 
-    The files are read once; later calls take their arrays from the cache.
+    The files are read once; later calls take their arrays from the cache. What is not in the
+    release's format, an object or all of a photo, is left out and counted.
 
     Args:
         folder: holds the three files and VG_100K, VG_100K_2.
@@ -32,7 +37,7 @@ def read_visual_genome(
         objects, attributes: how many names to take then.
 
     Raises:
-        UserError: a file is missing or broken, or no photo has a box.
+        UserError: a file is missing or broken, has a photo twice, or no photo has a box.
     """
     if not folder.is_dir():
         raise UserError(
@@ -42,13 +47,7 @@ def read_visual_genome(
     given = Vocabulary.load(vocab) if vocab is not None else None
 
     def read() -> tuple[Told, Vocabulary]:
-        try:
-            told = _read(folder)
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"The annotations in {folder} are not Visual Genome's: {type(error).__name__} "
-                f"{error} in an entry."
-            ) from error
+        told = _read(folder)
         return told, given or told.vocabulary(objects, attributes)
 
     choice = [vars(given)] if given else [objects, attributes]
@@ -78,46 +77,98 @@ def coco_keys(photos: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def _photos(folder: Path, names: list[str]) -> list[str | None]:
-    there: dict[str, str] = {}
+def _photos(folder: Path, names: list[str]) -> tuple[list[Path | None], dict[str, str]]:
+    there: dict[str, Path] = {}
     for subfolder in FOLDERS:
         if (folder / subfolder).is_dir():
-            there |= {e.name: e.path for e in os.scandir(folder / subfolder) if e.is_file()}
-    return [there.get(name) for name in names]
+            there |= {e.name: Path(e.path) for e in os.scandir(folder / subfolder) if e.is_file()}
+    return [there.get(name) for name in names], {}
 
 
 def _read(folder: Path) -> Told:
     told = Told()
-    paths = [folder / name for name in FILES]
+    image_data, objects, attributes = paths = [folder / name for name in FILES]
     with json_files.progress("Reading Visual Genome", paths) as advance:
-        sizes = {
-            json_files.integer(entry, "image_id", paths[0], number): (
-                entry["width"] or 0,
-                entry["height"] or 0,
-            )
-            for number, entry in enumerate(json_files.elements(paths[0], advance=advance))
-        }
+        sizes = _read_sizes(image_data, told.broken, advance)
         object_N = array("q")
-        for number, entry in enumerate(json_files.elements(paths[1], advance=advance)):
-            image = json_files.integer(entry, "image_id", paths[1], number)
+        unique = json_values.Unique(objects, "image_id")
+        for number, entry in enumerate(json_files.elements(objects, advance=advance)):
+            try:
+                image = json_values.integer(entry, "image_id", objects, number)
+                things = json_values.array(entry, "objects", objects, number)
+            except BadEntry as error:
+                told.broken.add(error.entry, error.reason)
+                continue
+            unique.add(image, number)
             told.photos[image] = (*sizes.get(image, (0, 0)), f"{image}.jpg")
-            for thing in json_files.field(entry, "objects", paths[1], number):
-                name = clean(thing["names"][0]) if thing.get("names") else ""
-                told.name_N.append(told.names.setdefault(name, len(told.names)))
-                told.image_N.append(image)
-                told.xywh_N4.extend((thing["x"], thing["y"], thing["w"], thing["h"]))
-                object_N.append(thing["object_id"])
+            for thing in things:
+                try:
+                    object_N.append(_take(told, image, thing, objects, number))
+                except BadEntry as error:
+                    told.broken.add(error.entry, error.reason)
+                else:
+                    told.broken.take()
         told.crowd_N = array("b", bytes(len(object_N)))
         known_K, words_K, word_M = array("q"), array("i"), array("i")
-        for entry in json_files.elements(paths[2], advance=advance):
-            for thing in entry.get("attributes", ()):
-                words = [clean(word) for word in thing.get("attributes") or ()]
+        for number, entry in enumerate(json_files.elements(attributes, advance=advance)):
+            try:
+                things = optional(json_values.array, [], entry, "attributes", attributes, number)
+            except BadEntry as error:
+                told.broken.add(error.entry, error.reason)
+                continue
+            for thing in things:
+                try:
+                    words = optional(
+                        json_values.strings, [], thing, "attributes", attributes, number
+                    )
+                    if words:
+                        known = json_values.integer(thing, "object_id", attributes, number)
+                except BadEntry as error:
+                    told.broken.add(error.entry, error.reason)
+                    continue
+                told.broken.take()
                 if words:
-                    known_K.append(thing["object_id"])
+                    known_K.append(known)
                     words_K.append(len(words))
-                    word_M.extend(told.words.setdefault(w, len(told.words)) for w in words)
+                    cleaned = map(clean, words)
+                    word_M.extend(told.words.setdefault(w, len(told.words)) for w in cleaned)
     _join(told, np.asarray(object_N), np.asarray(known_K), np.asarray(words_K), np.asarray(word_M))
     return told
+
+
+def _read_sizes(
+    path: Path, broken: SkipList, advance: json_files.Advance
+) -> dict[int, tuple[int, int]]:
+    """Width and height of the photos, 0 where they are not there."""
+
+    def side(entry: Any, key: str, path: Path, where: object) -> int:
+        return json_values.integer(entry, key, path, where, 0, LARGEST_SIDE)
+
+    sizes: dict[int, tuple[int, int]] = {}
+    unique = json_values.Unique(path, "image_id")
+    for number, entry in enumerate(json_files.elements(path, advance=advance)):
+        try:
+            image = json_values.integer(entry, "image_id", path, number)
+            unique.add(image, number)
+            width, height = (optional(side, 0, entry, k, path, number) for k in ("width", "height"))
+        except BadEntry as error:
+            broken.add(error.entry, error.reason)
+        else:
+            broken.take()
+            sizes[image] = (width, height)
+    return sizes
+
+
+def _take(told: Told, image: int, thing: Any, path: Path, number: int) -> int:
+    """Take an object, nothing of it where anything is broken; returns its id."""
+    id = json_values.integer(thing, "object_id", path, number)
+    xywh = json_values.numbers(thing, XYWH, path, number)
+    names = json_values.strings(thing, "names", path, number)
+    name = clean(names[0]) if names else ""
+    told.name_N.append(told.names.setdefault(name, len(told.names)))
+    told.image_N.append(image)
+    told.xywh_N4.extend(xywh)
+    return id
 
 
 def _join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gridvlp.errors import UserError
@@ -34,7 +35,8 @@ class Vocabulary:
             if len(found) != 1:
                 raise UserError(f"{folder} holds no visual_genome_{name}.txt.")
             try:
-                lines = found[0].read_text(encoding="utf-8").splitlines()
+                # not splitlines(), which breaks a line at U+2028 and its like: a line is a class
+                lines = found[0].read_text(encoding="utf-8-sig").split("\n")
             except UnicodeDecodeError as error:
                 raise UserError(f"{found[0]} is no UTF-8 text: {error}.") from error
             # An empty spelling would be the name of every object that has none.
@@ -43,6 +45,7 @@ class Vocabulary:
         return cls(*lists)
 
 
-def clean(word: object) -> str:
+@lru_cache(maxsize=1 << 16)  # millions of boxes share some ten thousand names
+def clean(word: str) -> str:
     """A name as it is compared: lower case, single spaces."""
-    return " ".join(str(word).lower().split())
+    return " ".join(word.lower().split())

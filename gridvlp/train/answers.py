@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
 
 PRETRAINING_ANSWERS = 9_500  # LXMERT, section 3.3: about 90% of all questions of its three sets
@@ -78,18 +78,8 @@ class AnswerVocabulary(Sequence[str]):
             UserError: the file is missing, broken, or holds something else.
         """
         path = Path(path)
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"The answer file {path} cannot be read: {error}.") from error
-        if not isinstance(entries, list):
-            raise UserError(f"The answer file {path} does not hold a JSON list.")
-        names: list[Any] = [e.get("ans") if isinstance(e, dict) else e for e in entries]
-        wrong = next((i for i, name in enumerate(names) if not isinstance(name, str)), None)
-        if wrong is not None:
-            raise UserError(
-                f'Entry {wrong} of the answer file {path} is neither text nor {{"ans": text}}.'
-            )
+        entries = enumerate(json_files.elements(path))
+        names = [e if type(e) is str else json_values.string(e, "ans", path, i) for i, e in entries]
         try:
             return cls(names)
         except UserError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
 from gridvlp.image_ids import ImageIds
@@ -116,7 +116,7 @@ class _Builder:
     def add(self, source: str, pairs: Iterator[Pair]) -> None:
         number = self.sources.index(source)
         for keys, sentence, answers in pairs:
-            text = json_files.text(sentence)
+            text = json_values.text(sentence)
             if not text:
                 self.empty[source] += 1
                 continue

@@ -6,41 +6,44 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridvlp import json_files
-from gridvlp.image_ids import ImageIds
+from gridvlp import json_files, json_values
+from gridvlp.image_ids import ImageIds, coco_id
 from gridvlp.train.answers import normalize_answer, soft_score
 
 # Keys under which the photo's map may be, the sentence, (answer, score)s.
 Pair = tuple[tuple[str, ...], Any, Iterable[tuple[str, float]]]
-Advance = Callable[[int], None]  # told the characters read
+Advance = json_files.Advance
 
 
 def _coco_captions(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pair]:
     seen: set[int] = set()  # the 2014 and the 2017 release hold the same captions
     for path in files:
+        unique = json_values.Unique(path, "annotation id")
         for number, entry in enumerate(json_files.elements(path, "annotations", advance)):
-            if (id := json_files.integer(entry, "id", path, number)) not in seen:
+            id = json_values.integer(entry, "id", path, number)
+            unique.add(id, number)
+            if id not in seen:
                 seen.add(id)
-                image = json_files.integer(entry, "image_id", path, number)
-                yield (ids.coco(image),), json_files.field(entry, "caption", path, number), ()
+                image = coco_id(entry, "image_id", path, number)
+                yield (ids.coco(image),), json_values.field(entry, "caption", path, number), ()
 
 
 def _vg_regions(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pair]:
     for path in files:
         for number, entry in enumerate(json_files.elements(path, None, advance)):
-            for region in json_files.field(entry, "regions", path, number):
+            for region in json_values.array(entry, "regions", path, number):
                 image = _vg_image(region, entry, path, number)
-                phrase = json_files.field(region, "phrase", path, number)
+                phrase = json_values.field(region, "phrase", path, number)
                 yield ids.visual_genome(image), phrase, ()
 
 
 def _vg_qa(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pair]:
     for path in files:
         for number, entry in enumerate(json_files.elements(path, None, advance)):
-            for qa in json_files.field(entry, "qas", path, number):
+            for qa in json_values.array(entry, "qas", path, number):
                 image = _vg_image(qa, entry, path, number)
-                question = json_files.field(qa, "question", path, number)
-                answer = str(json_files.field(qa, "answer", path, number))
+                question = json_values.field(qa, "question", path, number)
+                answer = json_values.string(qa, "answer", path, number)
                 yield ids.visual_genome(image), question, ((normalize_answer(answer), 1.0),)
 
 
@@ -48,36 +51,42 @@ def _vqa(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pai
     for questions in files[::2]:
         annotations = _vqa_annotations(questions)
         soft: dict[int, tuple[tuple[str, float], ...]] = {}
+        unique = json_values.Unique(annotations, "question_id")
         known: dict[str, str] = {}  # few answers, many annotators: normalise each once
         for number, entry in enumerate(json_files.elements(annotations, "annotations", advance)):
             counts: dict[str, int] = {}
-            for human in json_files.field(entry, "answers", annotations, number):
-                raw = str(json_files.field(human, "answer", annotations, number))
+            for human in json_values.array(entry, "answers", annotations, number):
+                raw = json_values.string(human, "answer", annotations, number)
                 answer = known.setdefault(raw, normalize_answer(raw))
                 counts[answer] = counts.get(answer, 0) + 1
-            id = json_files.integer(entry, "question_id", annotations, number)
+            id = json_values.integer(entry, "question_id", annotations, number)
+            unique.add(id, number)
             soft[id] = tuple((answer, soft_score(n)) for answer, n in counts.items())
+        unique = json_values.Unique(questions, "question_id")
         for number, entry in enumerate(json_files.elements(questions, "questions", advance)):
-            image = json_files.integer(entry, "image_id", questions, number)
-            question = json_files.field(entry, "question", questions, number)
-            id = json_files.integer(entry, "question_id", questions, number)
+            image = coco_id(entry, "image_id", questions, number)
+            question = json_values.field(entry, "question", questions, number)
+            id = json_values.integer(entry, "question_id", questions, number)
+            unique.add(id, number)
             yield (ids.coco(image),), question, soft.get(id, ())
 
 
 def _gqa(files: Sequence[Path], ids: ImageIds, advance: Advance) -> Iterator[Pair]:
     for path in files:
-        for id, entry in json_files.items(path, advance):
-            image = json_files.field(entry, "imageId", path, id)
-            question = json_files.field(entry, "question", path, id)
-            answer = normalize_answer(str(json_files.field(entry, "answer", path, id)))
+        unique = json_values.Unique(path, "question id")
+        for number, (id, entry) in enumerate(json_files.items(path, advance)):
+            unique.add(id, number)
+            image = json_values.name(entry, "imageId", path, id)
+            question = json_values.field(entry, "question", path, id)
+            answer = normalize_answer(json_values.string(entry, "answer", path, id))
             yield ids.gqa(image), question, ((answer, 1.0),)
 
 
 def _vg_image(entry: Any, image: Any, path: Path, number: int) -> int:
     """An entry's image_id, which Visual Genome repeats from the image that holds it."""
-    if "image_id" in entry:
-        return json_files.integer(entry, "image_id", path, number)
-    return json_files.integer(image, "id", path, number)
+    if isinstance(entry, dict) and "image_id" in entry:
+        return json_values.integer(entry, "image_id", path, number)
+    return json_values.integer(image, "id", path, number)
 
 
 def _vqa_annotations(questions: Path) -> Path:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gridvlp import json_files
-from gridvlp.image_ids import COCO_DIGITS, ImageIds
+from gridvlp import json_files, json_values
+from gridvlp.image_ids import COCO_DIGITS, ImageIds, number_of
 
 VALIDATION_2017 = ("captions_val2017.json", "instances_val2017.json")
+VQA_TESTS = ("test2015", "test-dev2015")
 GQA_TESTS = ("testdev", "test", "challenge", "submission")
 
 
@@ -53,7 +54,7 @@ def coco_files(data: Path) -> list[Path]:
 def guard_files(data: Path) -> list[Path]:
     """All files that the guard's verdicts depend on, where present."""
     vqa, gqa = Path(data) / "vqa", Path(data) / "gqa"
-    names = [_vqa_questions(vqa, split) for split in ("train2014", "val2014", "test2015")]
+    names = [_vqa_questions(vqa, split) for split in ("train2014", "val2014", *VQA_TESTS)]
     candidates = [
         *names,
         *(path for split in (*GQA_TESTS, "val") for path in _gqa_questions(gqa, split)),
@@ -101,7 +102,11 @@ class Guard:
             self.val2014.update(_ids(annotations / "captions_val2014.json", "images", "id"))
             self.val2014.update(_ids(_vqa_questions(vqa, "val2014"), "questions", "image_id"))
         self.notes = [] if self.minival is not None else [NO_MINIVAL]
-        self.vqa_test = set(_ids(_vqa_questions(vqa, "test2015"), "questions", "image_id"))
+        self.vqa_test = {
+            image
+            for split in VQA_TESTS
+            for image in _ids(_vqa_questions(vqa, split), "questions", "image_id")
+        }
         self.gqa_test = {
             ids.gqa(image)[-1] for split in GQA_TESTS for image in _gqa_images(gqa, split)
         }
@@ -129,7 +134,8 @@ class Guard:
             return VAL2014 if coco in self.val2014 else UNKNOWN
         if key in self.gqa_test:
             return GQA_TEST
-        if key.isdecimal() and int(key) not in self.ids.coco_of_visual_genome:
+        number = number_of(key)
+        if number is not None and number not in self.ids.coco_of_visual_genome:
             return UNKNOWN
         return FREE
 
@@ -145,12 +151,11 @@ def _gqa_questions(folder: Path, split: str) -> list[Path]:
 def _gqa_images(folder: Path, split: str) -> Iterator[str]:
     for path in _gqa_questions(folder, split):
         if path.is_file():
-            for number, question in json_files.items(path):
-                yield str(json_files.field(question, "imageId", path, number))
-            return
+            for id, question in json_files.items(path):
+                yield json_values.name(question, "imageId", path, id)
 
 
 def _ids(path: Path, member: str, key: str) -> Iterator[int]:
     if path.is_file():
         for number, entry in enumerate(json_files.elements(path, member)):
-            yield json_files.integer(entry, key, path, number)
+            yield json_values.integer(entry, key, path, number)

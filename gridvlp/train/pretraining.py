@@ -374,11 +374,10 @@ def _make_model(
         source = str(options.vocabulary or options.init)
         tokenizer = load_tokenizer(source, say)
         _check_init(options, tokenizer)
-        changes = {}
+        changes: dict[str, Any] = {}
         if options.dropout is not None:
-            changes = dict.fromkeys(
-                ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
-            )
+            changes["hidden_dropout_prob"] = options.dropout
+            changes["attention_probs_dropout_prob"] = options.dropout
         model, fresh = start_pretraining(
             *(options.init, store, vocabulary_size(tokenizer), corpus.answers, say),
             other_recipe=options.other_recipe,

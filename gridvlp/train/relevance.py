@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gridvlp import json_files
+from gridvlp import json_values
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
 from gridvlp.train.checkpoints import check_recipe, model_folder
@@ -52,7 +52,7 @@ def answer(
         raise UserError(
             f"{task_name} takes {task.images_per_example} images; {len(keys)} were given."
         )
-    question = json_files.text(question)
+    question = json_values.text(question)
     if not question:
         raise UserError("The question is empty.")
     example = Example("0", question, tuple(keys), (), "", None)

@@ -28,7 +28,9 @@ def write(path: Path, photos: range, annotations: list[dict[str, Any]], **more: 
     path.parent.mkdir(exist_ok=True)
     for i in photos:
         Image.new("RGB", (60, 40), (i, 90, 90)).save(folder / f"{i}.jpg")
-    images = [{"id": i, "file_name": f"../../x/{i}.jpg", "width": 60, "height": 40} for i in photos]
+    images = [
+        {"id": i, "file_name": f"../../images/{i}.jpg", "width": 60, "height": 40} for i in photos
+    ]
     numbered = [{"id": i, **entry} for i, entry in enumerate(annotations)]
     held = {
         "info": {"year": 2020, "big": [[1, 2], {"a": [3]}]},
@@ -56,7 +58,7 @@ def published(tmp_path: Path) -> Path:
             box(1, 7, [70, 5, 20, 10]),  # outside
             box(1, 7, [10, 10, 20, 20], attribute_ids=[]),
             box(3, 3, [0, 0, 50, 30], iscrowd=1),  # photo 3 has nothing else
-            box(4, 3, [1, 2, 3, float("nan")]),
+            box(4, 3, [1, 2, 3, 0]),
             box(99, 3, [0, 0, 10, 10]),
             box(5, 3, [1.5, 2.5, 20, 20]),
             box(5, 7, [1, 1, 30, 30], iscrowd=1),
@@ -83,7 +85,7 @@ def test_attributes_and_oddities(published: Path) -> None:
     assert second.attributes_NM[0, :3].tolist() == [2, 0, -1]
     assert fifth.boxes_N4.tolist() == [[1.5, 2.5, 21.5, 22.5]]
     assert fifth.crowds_N4.tolist() == [[1, 1, 31, 31]]
-    assert fifth.path == published.parent.parent / "images" / "5.jpg"  # not ../../x
+    assert fifth.path == published.parent.parent / "images" / "5.jpg"  # not ../../images
     for text in ("3 boxes that are degenerate", "1 boxes cut to 16", "2 boxes of crowds"):
         assert text in " ".join(counts.lines())
 
@@ -104,7 +106,7 @@ def test_the_second_reading_comes_from_the_cache(
         raise AssertionError("read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gridvlp.json_files.lists", never)
+        patch.setattr("gridvlp.json_files.elements", never)
         again = read_coco([published], photo_folders([published]))
     assert again.counts == whole.counts
     assert again.vocabulary == whole.vocabulary
@@ -134,8 +136,11 @@ def test_several_files_are_one_set(published: Path, tmp_path: Path) -> None:
     alone = read_coco([other], folders, read_coco([published], folders).vocabulary)
     assert alone.counts.outside_vocabulary == 1  # a cow
     same = write(tmp_path / "vg" / "annotations" / "c.json", range(1, 2), [])
-    same.write_text(same.read_text().replace("x/1.jpg", "x/other.jpg"))
-    with pytest.raises(UserError, match=r"image 1 is other\.jpg here and 1\.jpg elsewhere"):
+    assert len(read_coco([published, same], folders)) == len(read_coco([published], folders))
+    same.write_text(same.read_text().replace("images/1.jpg", "images/other.jpg"))
+    with pytest.raises(
+        UserError, match=r"image 1 is .*other\.jpg .* here and .*1\.jpg .* elsewhere"
+    ):
         read_coco([published, same], folders)
 
 
@@ -156,25 +161,183 @@ def test_names_of_attributes(published: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"annotations": [box(1, 3, [0, 0, 1])]}, "ValueError"),
-        ({"annotations": [box(1, 44, [0, 0, 9, 9])]}, "44"),
-        ({"annotations": [box(1, 3, [0, 0, 9, 9], attribute_ids=[-1])]}, "attribute_ids"),
-        ({"annotations": [box(1, 3, [0, 0, 9, 9], attribute_ids=[10**7])]}, "attribute_ids"),
-        ({"annotations": [box(1, 3, [0, 0, 9, 9], attribute_ids=["red"])]}, "TypeError"),
-        ({"annotations": [{"image_id": 1, "caption": "a dog"}]}, "bbox"),
-        ({"annotations": None}, "it lists no annotations\\."),
-        ({"attCategories": [{"id": "a", "name": "red"}]}, "ValueError"),
-        ({"attCategories": [{"id": 10**12, "name": "red"}]}, "attCategories id"),
-        ({"images": [{"id": "one", "file_name": "1.jpg"}]}, "one"),
-        ({"categories": None}, "it lists no annotations, categories"),
+        ({"annotations": None}, 'has no "annotations"'),
+        ({"images": None}, 'has no "images"'),
+        ({"categories": None}, 'has no "categories"'),
+        ({"categories": {"id": 3, "name": "cat"}}, 'not hold a list .*"categories"'),
+        ({"categories": [{"id": "3", "name": "cat"}]}, r"categories\[0\] .* not an integer"),
+        ({"categories": [{"id": 3, "name": None}]}, r"categories\[0\] \(id 3\) .*text: null"),
+        (
+            {"categories": [{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]},
+            r"categories id 3 twice, in entries categories\[0\] and categories\[1\]",
+        ),
+        ({"attCategories": [{"id": "a", "name": "red"}]}, r"attCategories\[0\] .*not an integer"),
+        ({"attCategories": [{"id": 10**12, "name": "red"}]}, "from 0 to 99,999: 1000000000000"),
+        ({"annotations": [{"image_id": 1, "caption": "a dog"}]}, 'has no "category_id"'),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 2), [])
+    good = box(1, 3, [0, 0, 9, 9], attribute_ids=[0])
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 2), [good])
     held = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({key: value for key, value in held.items() if value is not None}))
-    with pytest.raises(UserError, match=rf"a\.json is no COCO file.*{told}"):
+    with pytest.raises(UserError, match=rf"a\.json.*{told}"):
         read_coco([path], photo_folders([path]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bbox": None}, 'has a "bbox" that is not a list of 4 numbers: null'),
+        ({"bbox": []}, 'has a "bbox" that is not a list of 4 numbers: []'),
+        ({"bbox": [0, 0, 1]}, 'has a "bbox" that is not a list of 4 numbers: [0, 0, 1]'),
+        ({"bbox": [0, 0, 1, "5"]}, 'that is not a list of 4 numbers: [0, 0, 1, "5"]'),
+        ({"bbox": {"x": 1}}, "that is not a list of 4 numbers"),
+        ({"image_id": "1"}, 'has a "image_id" that is not an integer: "1"'),
+        ({"image_id": 1.0}, 'has a "image_id" that is not an integer: 1.0'),
+        ({"image_id": None}, 'has a "image_id" that is not an integer: null'),
+        ({"category_id": 99}, 'has a "category_id" without a category: 99'),
+        ({"category_id": "3"}, 'has a "category_id" that is not an integer: "3"'),
+        ({"category_id": True}, 'has a "category_id" that is not an integer: true'),
+        ({"iscrowd": "0"}, 'has a "iscrowd" that is not 0, 1, true or false: "0"'),
+        ({"iscrowd": "false"}, 'has a "iscrowd" that is not 0, 1, true or false: "false"'),
+        ({"iscrowd": 2}, 'has a "iscrowd" that is not 0, 1, true or false: 2'),
+        ({"attribute_ids": [-1]}, 'has "attribute_ids" beyond'),
+        ({"attribute_ids": [10**7]}, 'has "attribute_ids" beyond'),
+        ({"attribute_ids": ["red"]}, 'that is not a list of integers: ["red"]'),
+        ({"attribute_ids": 3}, "that is not a list of integers: 3"),
+        ({"id": "img"}, 'has a "id" that is not an integer: "img"'),
+    ],
+)
+def test_a_broken_annotation_is_left_out_and_named(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    broken = box(1, 3, [0, 0, 9, 9]) | change
+    boxes = [box(1, 7, [1, 2, 10, 10]), broken, box(2, 3, [3, 4, 10, 10], iscrowd=False)]
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), boxes)
+    data = read_coco([path], photo_folders([path]))
+    assert data.counts.broken == 1
+    assert [photo.boxes_N4.tolist() for photo in data] == [[[1, 2, 11, 12]], [[3, 4, 13, 14]]]
+    text = "\n".join(data.counts.lines())
+    assert "1 entries that are broken" in text
+    id = json.dumps(change.get("id", 1))
+    assert f"{path}, entry annotations[1] (id {id})" in text
+    assert told in text
+    assert read_coco([path], photo_folders([path])).counts == data.counts  # from the cache
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"id": "1"}, 'entry images[0] (id "1") has a "id" that is not an integer: "1"'),
+        ({"id": None}, 'entry images[0] (id null) has a "id" that is not an integer: null'),
+        ({"file_name": None}, 'entry images[0] (id 1) has a "file_name" that is not text: null'),
+        ({"file_name": 1}, 'entry images[0] (id 1) has a "file_name" that is not text: 1'),
+        ({"width": "60"}, 'that is not an integer from 0 to 16,777,215: "60"'),
+        ({"height": 10**12}, "that is not an integer from 0 to 16,777,215: 1000000000000"),
+    ],
+)
+def test_a_broken_image_is_left_out_and_named(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    boxes = [box(1, 7, [1, 2, 10, 10]), box(2, 3, [3, 4, 10, 10])]
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), boxes)
+    held = json.loads(path.read_text())
+    held["images"][0] |= change
+    path.write_text(json.dumps(held))
+    data = read_coco([path], photo_folders([path]))
+    assert [photo.image for photo in data] == [2]
+    assert (data.counts.broken, data.counts.without_photo) == (1, 1)
+    assert told in "\n".join(data.counts.lines())
+
+
+def test_boxes_without_any_photo_are_counted(tmp_path: Path) -> None:
+    boxes = [box(1, 3, [0, 0, 9, 9]), box(2, 3, [0, 0, 9, 9])]
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), boxes)
+    for images in ([], [{"id": "1", "file_name": "1.jpg"}]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"images": images}))
+        with pytest.raises(UserError, match=r"No photo has both.* 2 boxes of no listed photo"):
+            read_coco([path], photo_folders([path]))
+
+
+def test_where_all_entries_are_broken_nothing_is_made_of_them(tmp_path: Path) -> None:
+    few = [box(1, 3, [0, 0, 9, 9]) | {"image_id": "1"}]
+    path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), few)
+    with pytest.raises(
+        UserError, match=r"No photo has both.*1 entries that are broken.*not an int"
+    ):
+        read_coco([path], photo_folders([path]))
+    path = write(tmp_path / "vg" / "annotations" / "b.json", range(1, 3), few * 150)
+    with pytest.raises(UserError, match=r"100 inputs in a row .*annotations\[99\].*not an integer"):
+        read_coco([path], photo_folders([path]))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_id_that_stands_twice_is_named(published: Path, same: bool) -> None:
+    whole = json.loads(published.read_text())
+    again = json.loads(published.read_text())
+    again["annotations"].append({**whole["annotations"][4], **({} if same else {"bbox": [1] * 4})})
+    published.write_text(json.dumps(again))
+    folders = photo_folders([published])
+    with pytest.raises(
+        UserError, match=r"annotation id 4 twice, in entries annotations\[4\] and annotations\[10\]"
+    ):
+        read_coco([published], folders)
+    again = {**whole, "images": [*whole["images"], dict(whole["images"][2])]}
+    again["images"][-1]["width"] += 0 if same else 1
+    published.write_text(json.dumps(again))
+    with pytest.raises(
+        UserError, match=r"image id 3 twice, in entries images\[2\] and images\[6\]"
+    ):
+        read_coco([published], folders)
+    without = {**whole, "annotations": [dict(entry) for entry in whole["annotations"]]}
+    for entry in without["annotations"]:
+        del entry["id"]  # nothing needs it
+    published.write_text(json.dumps(without))
+    assert read_coco([published], folders).counts.boxes == 4
+
+
+def folders_of(tmp_path: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Photos below ``tmp_path``, and the entries of images that name them."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    return [
+        {"id": i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(names, 1)
+    ]
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_photos_of_one_name_are_told_apart_by_their_folder(tmp_path: Path, separator: str) -> None:
+    names = ["cam1/0001.jpg", "cam1/0002.jpg", "cam2/0001.jpg", "cam2/0002.jpg"]
+    images = folders_of(tmp_path, names)
+    for entry in images:
+        entry["file_name"] = entry["file_name"].replace("/", separator)
+    boxes = [box(i, 3, [i, 0, 9, 9]) for i in range(1, 5)]
+    path = write(tmp_path / "annotations" / "a.json", range(0), boxes, images=images)
+    data = read_coco([path], photo_folders([path]))
+    assert [photo.path for photo in data] == [tmp_path / name for name in names]
+    assert [photo.boxes_N4[0, 0] for photo in data] == [1, 2, 3, 4]
+    for entry in images:  # the other folder alone
+        entry["file_name"] = entry["file_name"].replace("cam1", "cam2")
+    path = write(tmp_path / "annotations" / "b.json", range(0), boxes[:2], images=images[:2])
+    data = read_coco([path], photo_folders([path]))
+    assert [photo.path for photo in data] == [tmp_path / name for name in names[2:]]
+
+
+def test_a_photo_whose_file_is_not_clear_is_counted_and_named(tmp_path: Path) -> None:
+    folders_of(tmp_path, ["cam1/0001.jpg", "cam2/0001.jpg", "cam1/0002.jpg"])
+    names = ["0001.jpg", "cam3/0002.jpg", "0002.jpg", "0003.jpg"]
+    images = [{"id": i, "file_name": n, "width": 60, "height": 40} for i, n in enumerate(names)]
+    boxes = [box(i, 3, [i, 0, 9, 9]) for i in range(4)]
+    path = write(tmp_path / "annotations" / "a.json", range(0), boxes, images=images)
+    data = read_coco([path], photo_folders([path]))
+    assert [(photo.image, photo.path) for photo in data] == [(2, tmp_path / "cam1/0002.jpg")]
+    assert (data.counts.without_file, data.counts.unmatched) == (3, 2)
+    text = "\n".join(data.counts.lines())
+    assert "0001.jpg: several files have that name" in text
+    assert "cam3/0002.jpg: the file of that name is in another folder" in text
+    assert "2 photos whose file is not clear" in text
 
 
 def test_absent_and_cut_files_are_said(published: Path) -> None:
@@ -184,7 +347,7 @@ def test_absent_and_cut_files_are_said(published: Path) -> None:
     with pytest.raises(UserError, match="--photos"):
         read_coco([published], [published.parent / "nowhere"])
     whole = published.read_text()
-    for text in ("", "[]", "[1", whole[: len(whole) // 3], whole[:-1]):
+    for text in ("", "[]", "[1", whole[: len(whole) // 3], whole[:-1], whole + "{}"):
         published.write_text(text)
         with pytest.raises(UserError, match=r"visual_genome_train\.json (is|does) not"):
             read_coco([published], folders)

@@ -134,6 +134,36 @@ def test_two_processes_resume_and_one_writes(visual_genome: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(
+    visual_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps alone and two by two: the same run, so near to four steps alone."""
+    alone = options(visual_genome, tmp_path / "alone")
+    mixed = replace(alone, run=tmp_path / "mixed")
+    train_extractor(alone, quiet)
+    made = Batches.__call__
+
+    def stop(self: Batches, step: int) -> Any:
+        if step == 2:
+            raise RuntimeError("pulled the plug")
+        return made(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__call__", stop)
+        with pytest.raises(RuntimeError, match="plug"):
+            train_extractor(replace(mixed, save_steps=1), quiet)
+    state = json.loads((mixed.run / "checkpoint" / "state.json").read_text())
+    assert state["step"] == 2
+    figures = train_extractor(replace(mixed, num_gpus=2), quiet)
+    assert train_extractor(mixed, quiet) == figures  # finished, whoever asks
+    expected, found = (
+        torch.cat([value.flatten() for key, value in weights_of(run).items() if "num_" not in key])
+        for run in (alone.run, mixed.run)
+    )
+    assert torch.cosine_similarity(expected, found, dim=0) > 0.999
+
+
+@pytest.mark.slow
 def test_an_error_in_a_process_is_one_sentence(visual_genome: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Training diverged: loss_\w+"):
         train_extractor(

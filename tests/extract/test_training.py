@@ -169,6 +169,43 @@ def test_other_options_are_refused(visual_genome: Path, tmp_path: Path) -> None:
         train_extractor(options(visual_genome, tmp_path / "run", learning_rate=0.1), quiet)
 
 
+def test_changed_annotations_are_refused_and_moved_ones_are_not(
+    tmp_path: Path,
+    write_visual_genome: Callable[..., dict[str, Any]],
+    save_release: Callable[..., None],
+) -> None:
+    """Of the same photos, with as many boxes, of the same names."""
+    release = write_visual_genome(tmp_path / "vg")
+    plain = (tmp_path / "vg" / "objects.json").read_text()
+    chosen = options(tmp_path / "vg", tmp_path / "run", iterations=1)
+    figures = train_extractor(chosen, quiet)
+    for entry in release["objects"]:
+        names = [thing["names"] for thing in entry["objects"]]
+        for thing, name in zip(entry["objects"], reversed(names), strict=True):
+            thing["names"] = name
+            thing["x"] += 1
+    save_release(tmp_path / "vg", release)
+    with pytest.raises(UserError, match=r"data have changed .*annotations"):
+        train_extractor(chosen, quiet)
+    (tmp_path / "vg" / "objects.json").write_text(plain)
+    assert train_extractor(chosen, quiet) == figures
+
+
+def test_given_weights_are_known_by_their_content(visual_genome: Path, tmp_path: Path) -> None:
+    for seed in range(2):
+        given = read_weights("random", "x50", 0.125)
+        state = {key: value + seed for key, value in given.state.items()}
+        (tmp_path / f"given{seed}").mkdir()
+        save_encoder(tmp_path / f"given{seed}", "r", given.architecture, state, "64x96", {})
+    chosen = options(visual_genome, tmp_path / "run", iterations=1, weights=tmp_path / "given0")
+    figures = train_extractor(chosen, quiet)
+    (tmp_path / "given0").rename(tmp_path / "moved")
+    assert train_extractor(replace(chosen, weights=tmp_path / "moved"), quiet) == figures
+    (tmp_path / "given1").rename(tmp_path / "given0")
+    with pytest.raises(UserError, match=r"begun with other options \(weights was"):
+        train_extractor(chosen, quiet)
+
+
 def test_divergence_names_the_loss(visual_genome: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"loss_\w+.* step \d+.*--learning-rate"):
         train_extractor(
@@ -243,7 +280,7 @@ def test_boxes_follow_the_pixels(visual_genome: Path) -> None:
 def _photos(tall: int, wide: int) -> Annotations:
     arrays = {"sizes_P2": np.array([(10, 20)] * tall + [(20, 10)] * wide)}
     rows = np.arange(tall + wide)
-    return Annotations(arrays, Vocabulary([], []), Counts(), [""] * len(rows), rows)
+    return Annotations(arrays, Vocabulary([], []), Counts(), [""] * len(rows), rows, "")
 
 
 def test_epochs_see_every_photo_and_batches_one_shape() -> None:

@@ -74,6 +74,98 @@ def test_every_oddity_is_counted(
     assert (attributes_NM[1] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        (
+            "objects",
+            {"x": None},
+            'objects.json, entry 2 (object_id 5) has a "x" that is not a number',
+        ),
+        ("objects", {"w": "9"}, 'has a "w" that is not a number: "9"'),
+        ("objects", {"object_id": "5"}, 'has a "object_id" that is not an integer: "5"'),
+        ("objects", {"names": None}, 'has a "names" that is not a list of texts: null'),
+        ("objects", {"names": [None]}, 'has a "names" that is not a list of texts: [null]'),
+        ("objects", {"names": "box"}, 'has a "names" that is not a list of texts: "box"'),
+        ("attributes", {"attributes": [None]}, "attributes.json, entry 2 (object_id 5) has a"),
+        ("attributes", {"attributes": ["red", 7]}, 'not a list of texts: ["red", 7]'),
+        ("attributes", {"object_id": 5.5}, 'has a "object_id" that is not an integer: 5.5'),
+    ],
+)
+def test_a_broken_object_is_left_out_and_named(
+    tmp_path: Path,
+    write_visual_genome: Writer,
+    save_release: Callable[..., None],
+    name: str,
+    change: dict[str, Any],
+    told: str,
+) -> None:
+    release = write_visual_genome(tmp_path, photos=4)
+    release[name][2][name][0].update(change)
+    save_release(tmp_path, release)
+    data = read_visual_genome(tmp_path)
+    assert data.counts.broken == 1
+    assert data.counts.boxes == (7 if name == "objects" else 8)
+    assert data.counts.attributes == 14
+    text = "\n".join(data.counts.lines())
+    assert "1 entries that are broken" in text
+    assert told in text
+
+
+def test_a_broken_photo_is_left_out_and_named(
+    tmp_path: Path, write_visual_genome: Writer, save_release: Callable[..., None]
+) -> None:
+    release = write_visual_genome(tmp_path, photos=6)
+    release["image_data"][0]["width"] = "128"
+    release["image_data"][1]["image_id"] = None
+    release["objects"][2]["objects"] = None
+    release["objects"][3] = None
+    release["attributes"][4]["attributes"] = "red"
+    save_release(tmp_path, release)
+    counts = read_visual_genome(tmp_path).counts
+    assert (counts.broken, counts.photos, counts.boxes) == (5, 2, 4)
+    assert counts.without_file == 2  # without size
+
+
+@pytest.mark.parametrize("name", ["image_data", "objects"])
+def test_a_photo_that_stands_twice_is_named(
+    tmp_path: Path, write_visual_genome: Writer, save_release: Callable[..., None], name: str
+) -> None:
+    release = write_visual_genome(tmp_path, photos=3)
+    release[name].append(dict(release[name][1]))
+    save_release(tmp_path, release)
+    with pytest.raises(
+        UserError, match=rf"{name}\.json has image_id 1001 twice, in entries 1 and 3"
+    ):
+        read_visual_genome(tmp_path)
+
+
+def test_the_fingerprint_is_that_of_the_contents(
+    tmp_path: Path, write_visual_genome: Writer, save_release: Callable[..., None]
+) -> None:
+    release = write_visual_genome(tmp_path / "vg", photos=6)
+    first = read_visual_genome(tmp_path / "vg")
+    (tmp_path / "vg").rename(tmp_path / "moved")
+    assert read_visual_genome(tmp_path / "moved").fingerprint == first.fingerprint
+    changes = [
+        ("objects", lambda entry: entry["objects"][0].update(x=entry["objects"][0]["x"] + 1)),
+        ("objects", lambda entry: entry["objects"][0].update(names=["ball game"])),
+        ("objects", lambda entry: entry["objects"].reverse()),
+        ("attributes", lambda entry: entry["attributes"][0].update(attributes=["plain"])),
+        ("image_data", lambda entry: entry.update(width=entry["width"] + 1)),
+    ]
+    seen = {first.fingerprint}
+    for name, change in changes:
+        change(release[name][3])
+        save_release(tmp_path / "moved", release)
+        seen.add(read_visual_genome(tmp_path / "moved").fingerprint)
+    (tmp_path / "moved" / "VG_100K" / "1000.jpg").unlink()
+    data = read_visual_genome(tmp_path / "moved")
+    seen |= {data.fingerprint, data.subset(slice(2)).fingerprint}
+    seen.add(read_visual_genome(tmp_path / "moved", objects=1).fingerprint)
+    assert len(seen) == len(changes) + 4
+
+
 def test_vocabulary_from_lists_with_spellings(tmp_path: Path, visual_genome: Path) -> None:
     (tmp_path / "visual_genome_objects.txt").write_text("cube,box\nyolk\n")
     (tmp_path / "visual_genome_attributes.txt").write_text("crimson,red\nblue\n")
@@ -94,6 +186,9 @@ def test_untidy_lists(tmp_path: Path, visual_genome: Path) -> None:
     words.write_text("red\n")
     data = read_visual_genome(visual_genome, vocab=tmp_path)
     assert data.vocabulary == Vocabulary([["cube"], ["ball game", "ball"]], [["red"]])
+    objects = tmp_path / "visual_genome_objects.txt"
+    objects.write_text("\ufeffcube\u2028a\nball\x0cgame\x85b\n", "utf-8")  # a line is a class
+    assert Vocabulary.load(tmp_path).objects == [["cube a"], ["ball game b"]]
     words.write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"visual_genome_attributes\.txt is no UTF-8"):
         read_visual_genome(visual_genome, vocab=tmp_path)
@@ -136,7 +231,9 @@ def test_missing_and_broken_files_are_said(tmp_path: Path, write_visual_genome: 
     with pytest.raises(UserError, match=r"objects\.json is not whole JSON"):
         read_visual_genome(tmp_path)
     (tmp_path / "objects.json").write_text('[{"image_id": 1000}]')
-    with pytest.raises(UserError, match=r'objects\.json, entry 0 has no "objects"'):
+    with pytest.raises(
+        UserError, match=r'objects\.json, entry 0 \(image_id 1000\) has no "objects"'
+    ):
         read_visual_genome(tmp_path)
     (tmp_path / "objects.json").write_text(whole)
     for folder in ("VG_100K", "VG_100K_2"):

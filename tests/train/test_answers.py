@@ -63,10 +63,12 @@ def test_both_published_formats_are_read(tmp_path):
         ('["net", "net"]', "'net' twice"),
         ("[]", "empty"),
         ('{"net": 0}', "list"),
-        ('["net", 3]', "Entry 1"),
-        ('["net", {"answer": "x"}]', "Entry 1"),
-        ('["net", "ne', "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
+        ('["net", 3]', 'entry 1 has no "ans"'),
+        ('["net", null]', 'entry 1 has no "ans"'),
+        ('["net", {"ans": null}]', 'entry 1 has a "ans" that is not text: null'),
+        ('["net", {"answer": "x"}]', 'entry 1 has no "ans"'),
+        ('["net", "ne', "not whole JSON"),
+        ("[" * 100_000, "nested"),
     ],
 )
 def test_a_bad_answer_file_is_named(tmp_path, text, said):

@@ -228,8 +228,13 @@ def test_a_read_only_data_folder_is_left_alone(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
-        ("coco/annotations/captions_train2017.json", "caption", "text", 'entry 0 has no "caption"'),
-        ("vg/question_answers.json", '"qas"', '"pairs"', 'entry 0 has no "qas"'),
+        (
+            "coco/annotations/captions_train2017.json",
+            "caption",
+            "text",
+            r'entry 0 \(id \d+\) has no "caption"',
+        ),
+        ("vg/question_answers.json", '"qas"', '"pairs"', r'entry 0 \(id \d+\) has no "qas"'),
         ("gqa/train_balanced_questions.json", "imageId", "image", 'entry 7 has no "imageId"'),
         ("coco/annotations/captions_val2017.json", '"image_id": 3', '"image_id": "x"', "integer"),
     ],

@@ -15,6 +15,7 @@ from gridvlp.train.leakage import (
     guard_files,
     minival,
 )
+from gridvlp.train.tasks import get_task
 
 
 @pytest.fixture
@@ -76,6 +77,47 @@ def test_test_photos_are_held_out_whichever_set_speaks_of_them(data):
     vg(data, {20: 8, 2345: None, 30: 9})
     keys = ["000000000007", "n5", "000000000008", "2345", "n6", "000000000009"]
     assert rule(data, *keys) == [VQA_TEST, GQA_TEST, GQA_TEST, GQA_TEST, FREE, FREE]
+
+
+@pytest.mark.parametrize("split", ["testdev", "test", "challenge", "submission"])
+def test_all_files_of_a_gqa_test_split_are_held_out(data, split):
+    captions(data, "val2017", [1])
+    vg(data, {20: 8, 30: None, 40: 9})
+    put(data, f"gqa/{split}_balanced_questions.json", {"q": {"imageId": "20"}})
+    assert rule(data, "000000000008", "30", "000000000009") == [GQA_TEST, FREE, FREE]
+    put(data, f"gqa/{split}_all_questions.json", {"q": {"imageId": "30"}, "r": {"imageId": "40"}})
+    assert rule(data, "000000000008", "30", "000000000009") == [GQA_TEST] * 3
+    assert len(guard_files(data)) == 4
+
+
+def test_the_files_of_every_test_split_of_the_tasks_are_read(data):
+    """Whatever a task can be measured on, its photos are known to the guard."""
+    captions(data, "val2017", [1])
+    put(data, "vg/image_data.json", [])
+    for name in ("vqa", "gqa"):
+        task = get_task(name, ["yes"])
+        trained = {*task.train_splits, "val", "val-all", "minival"}  # val: see the guard's note
+        for split in (split for split in task.splits if split not in trained):
+            for path in task.files(data, split):
+                entry = {"image_id": 7, "question_id": 7, "imageId": "n7"}
+                held = {"questions": [entry]} if name == "vqa" else {"q": entry}
+                path.write_text(json.dumps(held))
+                key = "000000000007" if name == "vqa" else "n7"
+                assert rule(data, key) == [VQA_TEST if name == "vqa" else GQA_TEST], path
+                assert path in guard_files(data)
+                path.unlink()
+
+
+def test_ids_of_another_kind_are_an_error_not_a_leak(data):
+    captions(data, "val2017", [1])
+    for entry in ({"imageId": None}, {"imageId": 2.5}, {}, None):
+        put(data, "gqa/test_all_questions.json", {"q": entry})
+        with pytest.raises(UserError, match=r"test_all_questions\.json, entry q"):
+            Guard(data, ImageIds(data / "vg"))
+    (data / "gqa/test_all_questions.json").unlink()
+    captions(data, "val2017", ["1"])
+    with pytest.raises(UserError, match=r'captions_val2017\.json, entry 0 \(id "1"\)'):
+        Guard(data, ImageIds(data / "vg"))
 
 
 def test_a_visual_genome_photo_of_unknown_origin_is_held_out(data):

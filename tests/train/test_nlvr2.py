@@ -66,7 +66,10 @@ def test_unlabelled_and_odd_lines(write, task):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (line("dev-1-0-0", "Maybe"), "line 1: label 'Maybe'"),
+        (
+            line("dev-1-0-0", "Maybe"),
+            r'line 1 \(identifier "dev-1-0-0"\) has a "label" that is not True or False',
+        ),
         ({"sentence": "x", "label": "True"}, 'no "identifier"'),
         ({"identifier": "dev-1-0-0", "label": "True"}, 'no "sentence"'),
         (line("850"), "NLVR2 identifier"),

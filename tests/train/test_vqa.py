@@ -121,19 +121,17 @@ def test_bad_files(data):
     annotations = data / "vqa" / "v2_mscoco_train2014_annotations.json"
     whole = annotations.read_text()
     annotations.write_text(whole[: len(whole) // 2])
-    with pytest.raises(
-        UserError, match=r"train2014_annotations\.json is not whole JSON.*character"
-    ):
+    with pytest.raises(UserError, match=r"train2014_annotations\.json is not whole JSON.*byte"):
         task.read(data, "train")
     annotations.write_text(whole.replace('"answers"', '"replies"'))
-    with pytest.raises(UserError, match='entry 0 has no "answers"'):
+    with pytest.raises(UserError, match=r'entry 0 \(question_id 1\) has no "answers"'):
         task.read(data, "train")
     annotations.write_text(json.dumps({"annotations": [annotation(99, ["x"] * 10)]}))
     with pytest.raises(UserError, match="not of one split"):
         task.read(data, "train")
     annotations.write_text(whole)
     questions.write_text(questions.read_text().replace('"image_id"', '"photo"'))
-    with pytest.raises(UserError, match='entry 0 has no "image_id"'):
+    with pytest.raises(UserError, match=r'entry 0 \(question_id 1\) has no "image_id"'):
         task.read(data, "train")
     questions.unlink()
     with pytest.raises(UserError, match=r"train2014_questions\.json, which is not there"):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridvlp import json_files
-from gridvlp.errors import UserError
+from gridvlp import json_files, json_values
 from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
@@ -95,7 +94,7 @@ class GQA(Task):
             (path,) = self.files(data, split)
             if split == "train" or path.is_file():
                 for id, entry in json_files.items(path):
-                    answers.add(str(json_files.field(entry, "answer", path, id)))
+                    answers.add(json_values.string(entry, "answer", path, id))
             else:
                 self.notes.append(f"classes from train alone: {path} is not there")
         return sorted(answers)
@@ -105,21 +104,20 @@ class GQA(Task):
         if "_all_" in path.name and split != "submission" and not split.endswith("-all"):
             reader.report.notes.append(f"{path.name} is read, for want of the balanced file")
         choices_path = Path(data) / "gqa" / f"{split.partition('-')[0]}_choices.json"
-        choices = dict(json_files.items(choices_path)) if choices_path.is_file() else {}
+        choices = _choices(choices_path) if choices_path.is_file() else {}
         ids = ImageIds(data / "vg")
-        for id, entry in json_files.items(path):
-            image = json_files.field(entry, "imageId", path, id)
-            answer = entry.get("answer")
-            truth = (
-                None if answer is None else _truth(str(answer), entry, choices.get(id), path, id)
-            )
+        for number, (id, entry) in enumerate(json_files.items(path)):
+            image = json_values.name(entry, "imageId", path, id)
+            answer = json_values.optional(json_values.string, None, entry, "answer", path, id)
+            truth = None if answer is None else _truth(answer, entry, choices.get(id), path, id)
             reader.add(
                 id,
-                json_files.field(entry, "question", path, id),
+                json_values.field(entry, "question", path, id),
                 [ids.gqa(image)],
                 [(truth.answer, 1.0)] if truth else (),
                 (truth.detailed or truth.structural) if truth else "",
                 truth,
+                number,
             )
 
     def loss(self, logits_BA: Tensor, targets_BA: Tensor) -> Tensor:
@@ -225,29 +223,45 @@ def _chi_square(gold: dict[str, Counter[str]], given: dict[str, Counter[str]]) -
     return weighted / questions
 
 
-def _truth(answer: str, entry: Any, choices: Any, path: Path, id: str) -> Truth:
-    types, groups = entry.get("types") or {}, entry.get("groups") or {}
+def _choices(path: Path) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """The valid and the plausible answers of each question."""
+    choices = {}
+    unique = json_values.Unique(path, "question id")
+    for number, (id, entry) in enumerate(json_files.items(path)):
+        unique.add(id, number)
+        valid, plausible = (
+            frozenset(json_values.strings(entry, name, path, id)) for name in ("valid", "plausible")
+        )
+        choices[id] = valid, plausible
+    return choices
+
+
+def _truth(
+    answer: str,
+    entry: Any,
+    choices: tuple[frozenset[str], frozenset[str]] | None,
+    path: Path,
+    id: str,
+) -> Truth:
+    optional, string = json_values.optional, json_values.string
+    types = optional(json_values.mapping, {}, entry, "types", path, id)
+    groups = optional(json_values.mapping, {}, entry, "groups", path, id)
     structural, semantic, detailed = (
-        sys.intern(str(types.get(name) or "")) for name in ("structural", "semantic", "detailed")
+        sys.intern(optional(string, "", types, name, path, id))
+        for name in ("structural", "semantic", "detailed")
     )
-    entailed = entry.get("entailed") or ()
-    if not isinstance(entailed, list | tuple):
-        raise UserError(f'{path}, entry {id}: "entailed" is not a list.')
+    group = optional(string, None, groups, "global", path, id)
     # The official evaluator's own rule for questions on what two objects have in common.
     common = frozenset({"color", "material", "shape"}) if "Common" in detailed else None
-    valid, plausible = (
-        None if choices is None else common or frozenset(choices.get(name, ()))
-        for name in ("valid", "plausible")
-    )
-    group = groups.get("global")
+    valid, plausible = (None, None) if choices is None else [common or names for names in choices]
     return Truth(
         sys.intern(answer),
-        bool(entry.get("isBalanced", True)),
+        optional(json_values.flag, True, entry, "isBalanced", path, id),
         structural,
         semantic,
         detailed,
-        None if group is None else sys.intern(str(group)),
-        tuple(map(str, entailed)),
+        None if group is None else sys.intern(group),
+        tuple(optional(json_values.strings, [], entry, "entailed", path, id)),
         valid,
         plausible,
         _steps(entry, path, id),

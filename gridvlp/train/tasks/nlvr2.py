@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
 from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
@@ -65,19 +65,21 @@ class NLVR2(Task):
         (path,) = self.files(data, split)
         for number, entry in json_files.lines(path):
             where = f"on line {number}"
-            identifier = str(json_files.field(entry, "identifier", path, where))
-            left, right = ImageIds.nlvr2(identifier)
+            identifier = json_values.string(entry, "identifier", path, where)
+            try:
+                left, right = ImageIds.nlvr2(identifier)
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
             set_of, _, sentence = identifier.rsplit("-", 2)
-            label = None if entry.get("label") is None else str(entry["label"]).capitalize()
-            if label not in (None, "True", "False"):
-                raise UserError(f"{path}, line {number}: label {label!r} is not True or False.")
+            label = _label(entry, path, where)
             reader.add(
                 identifier,
-                json_files.field(entry, "sentence", path, where),
+                json_values.field(entry, "sentence", path, where),
                 [(left,), (right,)],
                 [(label, 1.0)] if label else (),
                 "",
                 Truth(label, f"{set_of}-{sentence}") if label else None,
+                number,
             )
 
     def loss(self, logits_BA: Tensor, targets_BA: Tensor) -> Tensor:
@@ -103,3 +105,15 @@ class NLVR2(Task):
     def submission(self, ids: Sequence[str], answers: Sequence[str]) -> str:
         """``identifier,True|False`` lines without a header, as the official evaluator reads."""
         return "".join(f"{id},{answer}\n" for id, answer in zip(ids, answers, strict=True))
+
+
+def _label(entry: Any, path: Path, where: str) -> str | None:
+    """The class of a line; None where it has no label."""
+    label = entry.get("label")
+    if label is None:
+        return None
+    if type(label) is bool or (type(label) is str and label.capitalize() in ("True", "False")):
+        return str(label).capitalize()
+    raise json_values.BadEntry(
+        entry, path, where, f'has a "label" that is not True or False: {label!r}'
+    )

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from gridvlp import json_files
+from gridvlp import json_values
 from gridvlp.errors import UserError
 from gridvlp.image_ids import first_present
 from gridvlp.train.answers import AnswerVocabulary
@@ -265,7 +265,7 @@ class Task(ABC):
                 f"{'is' if len(missing) == 1 else 'are'} not there; docs/data.md says where it "
                 "comes from."
             )
-        reader = Reader(self, split, photos)
+        reader = Reader(self, split, photos, self.files(data, split)[0])
         self._read(data, split, reader)
         reader.report.notes += self.remarks(reader.examples)
         return reader.finish()
@@ -353,8 +353,9 @@ class Task(ABC):
 class Reader:
     """Collects a split's examples and counts what is left out."""
 
-    def __init__(self, task: Task, split: str, photos: Container[str] | None) -> None:
+    def __init__(self, task: Task, split: str, photos: Container[str] | None, path: Path) -> None:
         self.task, self.photos = task, photos
+        self._unique = json_values.Unique(path, "the id")
         self.report = SplitReport(task.name, split)
         self.examples: list[Example] = []
         self.skipped: list[str] = []
@@ -368,6 +369,7 @@ class Reader:
         target: Iterable[tuple[str, float]],
         kind: str,
         truth: Any,
+        entry: int | None = None,
     ) -> None:
         """Take one line.
 
@@ -378,9 +380,14 @@ class Reader:
             target: (answer, score) pairs; those that are no class are left out.
             kind: the question's type.
             truth: what the metric needs; None without a label.
+            entry: the line's number in the file, where not all of its lines are handed over.
+
+        Raises:
+            UserError: another line has the id.
         """
+        self._unique.add(id, self.report.lines if entry is None else entry)
         self.report.lines += 1
-        text = json_files.text(sentence)
+        text = json_values.text(sentence)
         if not text:
             self.report.empty += 1
             self.skipped.append(id)

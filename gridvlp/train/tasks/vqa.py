@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridvlp import json_files
+from gridvlp import json_files, json_values
 from gridvlp.errors import UserError
-from gridvlp.image_ids import ImageIds
+from gridvlp.image_ids import ImageIds, coco_id
 from gridvlp.train.answers import NUMBER_WORDS, soft_score
 from gridvlp.train.leakage import minival
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
@@ -100,8 +100,8 @@ class VQA(Task):
             )
         matched = 0
         for number, entry in enumerate(json_files.elements(questions, "questions")):
-            id = json_files.integer(entry, "question_id", questions, number)
-            image = json_files.integer(entry, "image_id", questions, number)
+            id = json_values.integer(entry, "question_id", questions, number)
+            image = coco_id(entry, "image_id", questions, number)
             truth = labels.get(id)
             matched += truth is not None
             in_minival = held_out is None or image in held_out
@@ -109,11 +109,12 @@ class VQA(Task):
                 continue
             reader.add(
                 str(id),
-                json_files.field(entry, "question", questions, number),
+                json_values.field(entry, "question", questions, number),
                 [(ImageIds.coco(image),)],
                 _soft_target(truth.answers) if truth else (),
                 truth.question_type if truth else "",
                 truth,
+                number,
             )
         if labels and not matched:
             raise UserError(
@@ -271,24 +272,30 @@ def _files(data: Path, split: str) -> tuple[Path, Path]:
 
 def _annotations(path: Path) -> dict[int, Truth]:
     labels = {}
+    unique = json_values.Unique(path, "question_id")
     for number, entry in enumerate(json_files.elements(path, "annotations")):
-        id = json_files.integer(entry, "question_id", path, number)
+        id = json_values.integer(entry, "question_id", path, number)
+        unique.add(id, number)
         answers = _answers(entry, path, number)
         if answers:
             # Interned: 4.4 million answers are 200 thousand different ones.
-            types = (str(entry.get(key) or "") for key in ("answer_type", "question_type"))
+            types = (
+                json_values.optional(json_values.string, "", entry, key, path, number)
+                for key in ("answer_type", "question_type")
+            )
             labels[id] = Truth(tuple(map(sys.intern, answers)), *map(sys.intern, types))
     return labels
 
 
 def _answers(entry: Any, path: Path, number: int) -> list[str]:
-    answers = json_files.field(entry, "answers", path, number)
-    return [str(json_files.field(answer, "answer", path, number)) for answer in answers]
+    answers = json_values.array(entry, "answers", path, number)
+    return [json_values.string(answer, "answer", path, number) for answer in answers]
 
 
 def _majority_answer(entry: Any, path: Path, number: int) -> str:
-    answer = entry.get("multiple_choice_answer") if isinstance(entry, dict) else None
+    key = "multiple_choice_answer"
+    answer = json_values.optional(json_values.string, None, entry, key, path, number)
     if answer is None:  # a file without it: what it is made of, in the annotators' order
         counts = Counter(_answers(entry, path, number))
         answer = max(counts, key=counts.__getitem__) if counts else ""
-    return str(answer)
+    return answer
