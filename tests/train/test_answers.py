@@ -68,7 +68,7 @@ def test_both_published_formats_are_read(tmp_path):
         ('["net", {"ans": null}]', 'entry 1 has a "ans" that is not text: null'),
         ('["net", {"answer": "x"}]', 'entry 1 has no "ans"'),
         ('["net", "ne', "not whole JSON"),
-        ("[" * 100_000, "nested"),
+        ("[" * 100_000, "in each other"),
     ],
 )
 def test_a_bad_answer_file_is_named(tmp_path, text, said):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridvlp import json_files, json_values
+from gridvlp.errors import UserError
 from gridvlp.image_ids import ImageIds
 from gridvlp.train.settings import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
