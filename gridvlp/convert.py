@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 
 from gridvlp.convert_tsv import read_tsv
 from gridvlp.errors import UserError
-from gridvlp.export import KEYS, export
+from gridvlp.export import KEYS, export, exported_keys
 from gridvlp.photo_names import passed_over_text, photo_keys
 from gridvlp.progress import track
 from gridvlp.run_folder import write_text
@@ -231,7 +230,7 @@ def _list_skipped(report: ConvertReport) -> None:
 
 
 def _files(source: Path, files: Sequence[Path], channels_last: bool) -> Iterator[_Photo]:
-    exported = _exported_keys(source / KEYS)
+    exported = exported_keys(source)
     for path, key in zip(files, photo_keys(files), strict=True):
 
         def load(path: Path = path) -> dict[str, Any]:
@@ -240,19 +239,6 @@ def _files(source: Path, files: Sequence[Path], channels_last: bool) -> Iterator
         own = path.stem if key == canonical_key(path.stem) else key
         name = str(path.relative_to(source))
         yield _Photo(str(path), exported.get(name, own), 1, load)
-
-
-def _exported_keys(path: Path) -> dict[str, str]:
-    """Keys by the names of their files, where an export could not name files by keys."""
-    if not path.is_file():
-        return {}
-    try:
-        keys = json.loads(path.read_bytes())
-        if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-            raise ValueError("it does not name a key for each file")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    return keys
 
 
 def _lines(tables: Sequence[Path], coco_ids: bool) -> Iterator[_Photo]:

@@ -69,7 +69,8 @@ def export(store: FeatureStore, folder: Path, say: Callable[[str], object] = pri
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if report.renamed:
-            write_text(folder / KEYS, json.dumps(report.renamed, indent=1))
+            keys_of_all = exported_keys(folder) | report.renamed  # of other stores, too
+            write_text(folder / KEYS, json.dumps(keys_of_all, indent=1))
         with track("export", len(names), "maps") as bar:
             for key, name in names.items():
                 bar.advance()
@@ -79,6 +80,24 @@ def export(store: FeatureStore, folder: Path, say: Callable[[str], object] = pri
     for line in report.lines():
         say(line)
     return report
+
+
+def exported_keys(folder: Path) -> dict[str, str]:
+    """Keys by the names of their files, of the exports that could not name files by keys.
+
+    Raises:
+        UserError: keys.json is broken.
+    """
+    path = folder / KEYS
+    if not path.is_file():
+        return {}
+    try:
+        keys = json.loads(path.read_bytes())
+        if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+            raise ValueError("it does not name a key for each file")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return keys
 
 
 def _export(store: FeatureStore, key: str, path: Path, report: ExportReport) -> None:

@@ -241,6 +241,15 @@ def test_every_key_is_exported_and_comes_back(tmp_path, capsys):
         assert (again.map(key) == number).all()
 
 
+def test_two_stores_may_be_exported_to_one_folder(tmp_path):
+    for number, key in enumerate(("a/0", "b/0")):
+        with StoreWriter.create(tmp_path / f"{number}", channels=8) as writer:
+            writer.add(key, numbered(number))
+        export(FeatureStore(tmp_path / f"{number}"), tmp_path / "out", lambda line: None)
+    convert(tmp_path / "out", tmp_path / "again", "theirs")
+    assert FeatureStore(tmp_path / "again").keys() == ["a/0", "b/0"]
+
+
 def test_a_broken_list_of_exported_keys_is_refused(tmp_path):
     folder = save(tmp_path / "in", {"a": numbered(1)}, "npy")
     for text in ("{", "[]", json.dumps({"a.npy": 5})):
