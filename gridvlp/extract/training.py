@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
+from gridvlp.devices import choose_precision
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import Annotations
 from gridvlp.extract.backbone import load_strictly, new_architecture
 from gridvlp.extract.batches import Batches
 from gridvlp.extract.coco import photo_folders, read_coco
 from gridvlp.extract.detector import build_detector
-from gridvlp.extract.encoder import Weights, choose_precision, read_weights, save_encoder
+from gridvlp.extract.encoder import Weights, read_weights, save_encoder
 from gridvlp.extract.evaluation import evaluate
 from gridvlp.extract.settings import TrainExtractorOptions
 from gridvlp.extract.visual_genome import read_visual_genome
