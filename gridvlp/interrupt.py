@@ -11,7 +11,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Terminated(KeyboardInterrupt):
+class Termination(KeyboardInterrupt):
     """SIGTERM came: the notice of spot machines, of schedulers and of torchrun."""
 
 
@@ -22,11 +22,11 @@ def termination_interrupts() -> Iterator[None]:
     Outside the main thread it does nothing.
 
     Raises:
-        Terminated: a SIGTERM came.
+        Termination: a SIGTERM came.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Termination
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -65,11 +65,11 @@ def interrupts_held() -> Iterator[list[int]]:
     finally:
         for number in held:
             signal.signal(number, before[number])
-    for name in dict.fromkeys(came):
-        signal.raise_signal(name)
+    for each in dict.fromkeys(came):
+        signal.raise_signal(each)
 
 
 def exit_code(error: BaseException) -> int:
     """The exit code of a command that was interrupted, by the shell's rule 128 + signal."""
-    terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
-    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    by_sigterm = isinstance(error, Termination) or isinstance(error.__cause__, Termination)
+    return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)

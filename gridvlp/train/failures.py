@@ -28,18 +28,18 @@ def not_finite(
         norm: of the gradient.
         half: the model computes in float16.
     """
-    told = (
+    summary = (
         f"The loss or its gradient is not finite at step {number + 1} ({describe(values)}, "
         f"gradient {norm:.4g})"
     )
     if half and (large := sorted({key for batch in micro_batches for key in _beyond(batch)})):
         return UserError(
-            f"{told}: the maps of {_some(large)} hold numbers beyond float16. Give "
+            f"{summary}: the maps of {_some(large)} hold numbers beyond float16. Give "
             "--precision float32 in a new --run."
         )
     keys = sorted({key for batch in micro_batches for key in batch.keys})
     return UserError(
-        f"{told}; images of the batch: {_some(keys)}. The last checkpoint is kept; try a lower "
+        f"{summary}; images of the batch: {_some(keys)}. The last checkpoint is kept; try a lower "
         "--learning-rate."
     )
 

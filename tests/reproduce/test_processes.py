@@ -113,7 +113,7 @@ def test_ctrl_c_reaches_each_job_once_and_no_other_begins(tmp_path, number, send
     send(program.pid, number, tmp_path)
     _, told = program.communicate(timeout=60)
     assert program.returncode != 0
-    assert (b"Terminated" if number == signal.SIGTERM else b"KeyboardInterrupt") in told
+    assert (b"Termination" if number == signal.SIGTERM else b"KeyboardInterrupt") in told
     begun = sorted(path.name.split("-")[1] for path in tmp_path.glob("begun-*"))
     assert begun == sorted(path.name.split("-")[1] for path in tmp_path.glob("interrupted-*"))
     assert len(begun) == 2

@@ -50,6 +50,7 @@ def state(options):
     return json.loads((options.run / "checkpoint" / "state.json").read_text())
 
 
+@pytest.mark.slow
 def test_float16_trains_as_float32_does(options, monkeypatch):
     options = replace(options, dropout=0.0)
     pretrain(options, silent)
@@ -90,6 +91,7 @@ def test_a_skipped_step_leaves_the_weights_alone(options):
         assert value.equal(fresh[name]), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_scale(options):
     with overflowing(2):
         pretrain(options, silent)

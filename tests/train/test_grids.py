@@ -52,6 +52,7 @@ def test_numbers_beyond_float16_stay_numbers(squares, tmp_path, dtype):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32"])
 def test_a_store_of_another_type_trains_as_one_of_float16(options, squares, tmp_path, dtype):
     options = replace(options, dropout=0.0)

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from gridvlp.interrupt import Terminated, interrupts_held, termination_interrupts
+from gridvlp.interrupt import Termination, interrupts_held, termination_interrupts
 from gridvlp.prefetch import Prefetch
 from gridvlp.run_folder import RunFolder
 from gridvlp.train import finetuning, pretraining, training
@@ -82,7 +82,7 @@ def undisturbed(squares, tmp_path_factory):
 )
 def test_a_run_that_is_interrupted_goes_on_as_if_it_were_not(options, undisturbed, phase, number):
     options = replace(options, training=replace(options.training, ema=0.9))
-    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    kind = Termination if number == signal.SIGTERM else KeyboardInterrupt
     with termination_interrupts(), struck(*PHASES[phase], number), pytest.raises(kind):
         pretrain(options, silent)
     assert not (options.run / "result.json").exists() or phase == "at the end"
@@ -161,7 +161,7 @@ def hold(number, done):
 def test_a_block_that_holds_signals_raises_them_at_its_end():
     done = []
     with termination_interrupts():
-        for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+        for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Termination)):
             with pytest.raises(kind):
                 hold(number, done)
     assert done == [signal.SIGINT, signal.SIGTERM]

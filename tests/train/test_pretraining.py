@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
 from gridvlp.train import pretraining
@@ -146,6 +147,18 @@ def test_it_learns_and_says_what_it_trained_on(options, capsys):
     assert record["options"]["grids"] == 4
     assert record["environment"]["versions"]["torch"]
     assert record["facts"]["encoder"]["name"] == "squares"
+
+
+def test_the_precision_that_auto_means_is_recorded_and_an_older_record_goes_on(options):
+    options = replace(options, training=replace(options.training, precision="auto", epochs=1))
+    pretrain(options, silent)
+    record = options.run / "run.json"
+    chosen = json.loads(record.read_text())["options"]["precision"]
+    assert chosen == str(choose_precision("auto", choose_device())).removeprefix("torch.")
+    record.write_text(record.read_text().replace(f'"{chosen}"', '"auto"'))
+    for precision in ("auto", chosen):
+        again = replace(options, training=replace(options.training, precision=precision))
+        assert pretrain(again, silent)["step"] == 10
 
 
 def test_a_killed_and_resumed_run_is_the_undisturbed_one(options, monkeypatch):

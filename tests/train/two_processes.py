@@ -7,6 +7,7 @@ import traceback
 from multiprocessing import get_context
 
 PROCESSES = 2
+PATIENCE = 300  # seconds
 
 
 def run_together(function, folder, *arguments):
@@ -24,14 +25,15 @@ def run_together(function, folder, *arguments):
         port = free.getsockname()[1]
     started = [
         get_context("spawn").Process(
-            target=_process, args=(rank, port, folder, function, arguments)
+            target=_process, args=(rank, port, folder, function, arguments), daemon=True
         )
         for rank in range(PROCESSES)
     ]
     for process in started:
         process.start()
     for process in started:
-        process.join()
+        process.join(PATIENCE)
+        assert process.exitcode is not None, "a process waits for the other"
     returned = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(PROCESSES)]
     for result in returned:
         assert not isinstance(result, Failure), result.told
