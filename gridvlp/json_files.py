@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 from ijson import JSONError, sendable_list
@@ -95,7 +96,7 @@ def lines(path: Path) -> Iterator[tuple[int, Any]]:
                     try:
                         if len(line) == LONGEST_LINE:
                             raise ValueError(f"a line of {LONGEST_LINE:,} characters or more")
-                        yield number, json.loads(line, parse_constant=_no_number)
+                        yield number, json.loads(line, parse_constant=_number, parse_float=_number)
                     except (ValueError, RecursionError) as error:
                         raise UserError(
                             f"{path}, line {number} is not JSON ({error}): was the file cut? "
@@ -265,8 +266,11 @@ def _not_json(path: Path, reason: str, place: int, there: str = "") -> UserError
     )
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
+def _number(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):
+        raise ValueError(f"{digits} is not a number in JSON")
+    return number
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

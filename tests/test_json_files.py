@@ -236,7 +236,7 @@ def test_lines(path):
     ]
     with pytest.raises(UserError, match=r"file\.json, line 2"):
         read(path, '{"a": 1}\n{"a": 2', json_files.lines)
-    for text in ("9" * 5000, "[" * 100_000, "NaN", "[-Infinity]", "1 2", "{} {}"):
+    for text in ("9" * 5000, "[" * 100_000, "NaN", "[-Infinity]", "[1e999]", "1 2", "{} {}"):
         with pytest.raises(UserError, match=r"file\.json, line 1"):
             read(path, text, json_files.lines)
     with pytest.raises(UserError, match="not UTF-8"):

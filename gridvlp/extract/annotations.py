@@ -218,7 +218,7 @@ def cached_annotations(
     files: Sequence[Path],
     choice: Sequence[Any],
     read: Callable[[], tuple[Told, Vocabulary]],
-    find: Callable[[list[str]], tuple[Sequence[Path | None], dict[str, str]]],
+    find: Callable[[list[str]], tuple[Sequence[Path | str | None], dict[str, str]]],
     keep_empty: bool = False,
 ) -> Annotations:
     """Annotations by their cached arrays, or read from files and put into the cache.

@@ -77,11 +77,11 @@ def coco_keys(photos: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def _photos(folder: Path, names: list[str]) -> tuple[list[Path | None], dict[str, str]]:
-    there: dict[str, Path] = {}
+def _photos(folder: Path, names: list[str]) -> tuple[list[str | None], dict[str, str]]:
+    there: dict[str, str] = {}
     for subfolder in FOLDERS:
         if (folder / subfolder).is_dir():
-            there |= {e.name: Path(e.path) for e in os.scandir(folder / subfolder) if e.is_file()}
+            there |= {e.name: e.path for e in os.scandir(folder / subfolder) if e.is_file()}
     return [there.get(name) for name in names], {}
 
 

@@ -203,3 +203,19 @@ def test_a_wrong_task_and_a_model_that_does_not_fit(gridvlp, folder):
     code, told = gridvlp(*FINETUNE)
     assert code == 2
     assert "holds no model that can be loaded" in told
+
+
+@pytest.mark.parametrize("name", [QUESTIONS, ANNOTATIONS])
+def test_an_id_that_stands_twice_is_named_before_anything_runs(gridvlp, folder, name):
+    def edit(file):
+        (entries,) = (value for value in file.values() if isinstance(value, list))
+        entries.append(entries[3])
+
+    code, told = gridvlp(*FINETUNE)
+    assert code == 0, told
+    change(folder / name, edit)
+    for command in (("evaluate", "vqa", "--split", "train"), (*FINETUNE, "--run", "other")):
+        code, told = gridvlp(*command)
+        assert code == 2
+        assert f"{name} has" in told
+        assert "twice, in entries 3 and 64" in told
