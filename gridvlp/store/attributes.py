@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from gridvlp.store.errors import StoreError
@@ -79,7 +80,7 @@ class StoreAttributes:
         """Everything that can change a number in the store (gridvlp.store.recipe)."""
         return recipe_of(self.stored)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the attributes, by which a shard's index names the store it belongs to."""
         return recipe_digest(self.stored)

@@ -222,14 +222,14 @@ def _columns_of(
     keys, starts, heights, widths = (
         [value for entry in entries for value in entry[column]] for column in COLUMNS
     )
-    bindings = dict.fromkeys(numbers, b"")
-    if layout.attributes.is_bound:
-        bindings = {n: _binding(e, layout).pack() for n, e in zip(numbers, entries, strict=True)}
+    bindings = {n: entry["binding"] for n, entry in zip(numbers, entries, strict=True)}
     return index_columns(bindings, keys, starts, heights, widths)
 
 
 def _entry(name: str, content: bytes, layout: StoreLayout, number: int) -> dict[str, Any]:
-    """What an index file says; the values have the types and ranges that ``check_index`` needs.
+    """The columns of an index file, of the types and ranges that ``check_index`` needs.
+
+    With them its ShardBinding, packed: empty in format 4.
 
     Raises:
         StoreError: it is damaged, or belongs to another store or shard.
@@ -257,13 +257,12 @@ def _entry(name: str, content: bytes, layout: StoreLayout, number: int) -> dict[
                 raise ValueError(f"a {column} is not a whole number")
             if values and not low <= min(values) <= max(values) <= high:
                 raise ValueError(f"a {column} is not from {low} to {high}")
-        if layout.attributes.is_bound:
-            if entry.get("store") != layout.attributes.digest:
-                raise ValueError("it belongs to a store of other attributes (zarr.json)")
-            _binding(entry, layout)
+        if layout.attributes.is_bound and entry.get("store") != layout.attributes.digest:
+            raise ValueError("it belongs to a store of other attributes (zarr.json)")
+        binding = _binding(entry, layout).pack() if layout.attributes.is_bound else b""
     except ValueError as error:
         raise StoreError(f"{name} is damaged: {error}. Extract again.") from error
-    return entry
+    return {**dict(zip(COLUMNS, columns, strict=True)), "binding": binding}
 
 
 def _binding(entry: dict[str, Any], layout: StoreLayout) -> ShardBinding:

@@ -13,7 +13,7 @@ import numpy as np
 from gridvlp.store.arrays import MOST_ROWS, StoreLayout
 from gridvlp.store.layout import DIGEST_BYTES, canonical_key
 
-KEYS_AT_ONCE = 1 << 16
+MAPS_AT_ONCE = 1 << 16  # that are checked
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ def binding_bytes(layout: StoreLayout) -> int:
 
 def key_hash(canonical: str) -> np.uint64:
     """The first 8 bytes of the canonical key's SHA-256, little-endian."""
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()
-    return np.uint64(int.from_bytes(digest[:8], "little"))
+    return np.uint64(int.from_bytes(_hash_bytes(canonical), "little"))
 
 
 def index_columns(
@@ -105,7 +104,7 @@ def index_columns(
 ) -> MapIndex:
     """An index from columns, and the bindings of its shards by their numbers."""
     encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
-    hashes = np.array([key_hash(canonical_key(key)) for key in keys], dtype="<u8")
+    hashes = np.frombuffer(b"".join(_hash_bytes(canonical_key(key)) for key in keys), dtype="<u8")
     order = np.argsort(hashes, kind="stable")
     packed = np.frombuffer(b"".join(bindings.values()), dtype="u1")
     return MapIndex(
@@ -152,24 +151,33 @@ def check_index(index: MapIndex, layout: StoreLayout) -> None:
     _check_columns(index)
     if len(index.shards) and int(index.shards[-1]) >= MOST_ROWS // layout.shard_rows:
         raise IndexFault("a shard has too high a number")
-    if not len(index):
-        return
+    for first in range(0, len(index), MAPS_AT_ONCE):
+        # with the last map of the block before
+        _check_places(index, slice(max(first - 1, 0), first + MAPS_AT_ONCE), layout)
+
+
+def _check_places(index: MapIndex, part: slice, layout: StoreLayout) -> None:
     about, shard_rows = layout.attributes, np.uint64(layout.shard_rows)
-    starts, numbers = index.starts, index.starts // shard_rows
-    counts = index.heights * index.widths.astype(np.uint64)
-    first_of_shard = np.flatnonzero(np.diff(numbers, prepend=~numbers[:1]))
-    unknown = first_of_shard[~np.isin(numbers[first_of_shard], index.shards)]
-    if len(unknown):
-        raise _fault(index, int(unknown[0]), "is in a shard that the index does not list")
-    _refuse(counts == 0, index, "has no grids")
-    _refuse(counts > about.max_grids, index, f"has more than {about.max_grids} grids")
+    starts, heights = index.starts[part], index.heights[part]
+    numbers = starts // shard_rows
+    counts = heights * index.widths[part].astype(np.uint64)
+
+    def refuse(is_wrong: np.ndarray, what: str) -> None:
+        if is_wrong.any():
+            # a comparison of neighbours is of the second one
+            place = part.start + int(is_wrong.argmax()) + len(starts) - len(is_wrong)
+            raise IndexFault(f"the map of {index.key(place)} {what}", place)
+
+    is_other = np.diff(numbers, prepend=~numbers[:1]) != 0  # than the shard before
+    is_other[is_other] = ~np.isin(numbers[is_other], index.shards)
+    refuse(is_other, "is in a shard that the index does not list")
+    refuse(counts == 0, "has no grids")
+    refuse(counts > about.max_grids, f"has more than {about.max_grids} grids")
     if about.kind == "regions":
-        _refuse(index.heights != 1, index, "is not one row of regions")
-    _refuse(
-        starts % np.uint64(about.chunk_grids) != 0, index, "does not begin at a chunk's first row"
-    )
-    _refuse(starts - numbers * shard_rows + counts > shard_rows, index, "crosses its shard's end")
-    _refuse(starts[1:] < starts[:-1] + counts[:-1], index, "begins before the one before it ends")
+        refuse(heights != 1, "is not one row of regions")
+    refuse(starts % np.uint64(about.chunk_grids) != 0, "does not begin at a chunk's first row")
+    refuse(starts - numbers * shard_rows + counts > shard_rows, "crosses its shard's end")
+    refuse(starts[1:] < starts[:-1] + counts[:-1], "begins before the one before it ends")
 
 
 def _check_columns(index: MapIndex) -> None:
@@ -204,22 +212,11 @@ def _check_keys(index: MapIndex) -> None:
     try:
         if within_a_sign.any():
             raise UnicodeError
-        for first in range(0, len(index), KEYS_AT_ONCE):
-            last = min(first + KEYS_AT_ONCE, len(index)) - 1
+        for first in range(0, len(index), MAPS_AT_ONCE):
+            last = min(first + MAPS_AT_ONCE, len(index)) - 1
             _text(index.key_bytes[begins[first] : int(index.key_ends[last])].tobytes())
     except UnicodeError as error:
         raise IndexFault("a key is not UTF-8") from error
-
-
-def _refuse(is_wrong: np.ndarray, index: MapIndex, what: str) -> None:
-    if is_wrong.any():
-        # a comparison of neighbours is of the second one
-        place = int(is_wrong.argmax()) + len(index) - len(is_wrong)
-        raise _fault(index, place, what)
-
-
-def _fault(index: MapIndex, place: int, what: str) -> IndexFault:
-    return IndexFault(f"the map of {index.key(place)} {what}", place)
 
 
 def _permuted(first: MapIndex, second: MapIndex, order: np.ndarray, shards: np.ndarray) -> MapIndex:
@@ -257,6 +254,10 @@ def _permuted(first: MapIndex, second: MapIndex, order: np.ndarray, shards: np.n
         hashes=hashes[places],
         places=places.astype("<u4"),
     )
+
+
+def _hash_bytes(canonical: str) -> bytes:
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()[:8]
 
 
 def _text(key: bytes) -> str:

@@ -53,7 +53,7 @@ class FeatureStore:
         self._layouts = [read_layout(files) for files in self._files]
         self._about = [layout.attributes for layout in self._layouts]
         first = self._about[0]
-        for files, about in zip(self._files, self._about, strict=True):
+        for files, about in zip(self._files[1:], self._about[1:], strict=True):
             differences = recipe_differences(first.recipe, about.recipe)
             if differences:
                 raise StoreError(

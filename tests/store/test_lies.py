@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gridvlp.store import DamagedMap, FeatureStore, StoreError, StoreWriter
+from gridvlp.store.arrays import read_layout
+from gridvlp.store.files import LocalFiles
 from gridvlp.store.layout import checked_lines, digest, sealed
+from gridvlp.store.packed_index import read_packed
+from gridvlp.store.packed_index import write_packed as write_index
 from gridvlp.store.shards import tail_bytes
 from gridvlp.store.verification import verify
 from tests.store import forge
@@ -170,6 +175,72 @@ def test_any_packed_index_under_a_right_checksum_is_read_right_or_refused(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert verify(FeatureStore(path))  # which compares it with the shards' own files
+
+
+def lie(**columns: Any) -> Any:
+    """A change of a packed index: of each column the function that makes the new one."""
+    return lambda index: replace(
+        index, **{name: change(getattr(index, name).copy()) for name, change in columns.items()}
+    )
+
+
+def put(place: int, value: int) -> Any:
+    def change(column: np.ndarray) -> np.ndarray:
+        column[place] = value
+        return column
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lie(starts=put(4, 20480)), "map of e is in a shard that|begins before"),
+        (lie(starts=put(4, 3 * 20480)), "map of e is in a shard that the index does not list"),
+        (lie(starts=put(4, 2**64 - 20)), "map of e is in a shard that the index does not list"),
+        (lie(shards=put(0, 1)), "shards are not in ascending order"),
+        (lie(shards=put(2, 7)), "map of e is in a shard that the index does not list"),
+        (lie(shards=put(2, 2**63)), "a shard has too high a number"),
+        (lie(starts=put(0, 7)), "map of a does not begin at a chunk's first row"),
+        (lie(starts=put(1, 0)), "map of b begins before"),
+        (lie(starts=put(1, 20460)), "map of b crosses its shard's end"),
+        (lie(heights=put(0, 0)), "map of a has no grids"),
+        (lie(heights=put(0, 2**32 - 1), widths=put(0, 2**32 - 1)), "map of a has more than 100"),
+        (lie(heights=put(2, 21)), "map of c begins|map of d begins"),
+        (lie(key_ends=put(0, 0)), "a key is empty"),
+        (lie(key_ends=put(1, 1)), "a key is empty"),
+        (lie(key_ends=put(4, 2**63)), "keys have another length"),
+        (lie(key_bytes=put(1, 0xFF)), "a key is not UTF-8"),
+        (lie(key_bytes=put(1, 0x80)), "a key is not UTF-8"),
+        (lie(hashes=lambda hashes: hashes[::-1]), "hashes of its keys are not in ascending order"),
+        (lie(places=put(0, 5)), "a hash belongs to no map"),
+        (lie(places=put(0, 2**32 - 1)), "a hash belongs to no map"),
+        (lie(places=lambda places: places * 0), "a map has no hash"),
+    ],
+)
+def test_a_packed_index_that_cannot_be_true_is_not_believed(
+    whole: Path, change: Any, message: str
+) -> None:
+    path = copy(whole, "lying")
+    files = LocalFiles(path)
+    layout = read_layout(files)
+    write_index(path, change(read_packed(files, layout)), layout)
+    with pytest.warns(UserWarning, match=rf"index\.bin is damaged \(.*({message})"):
+        store = FeatureStore(path)
+    assert store.keys() == list("abcde")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert assert_right_or_refused(path) == 5
+    assert "index.bin is damaged" in verify(store)[f"{path}/index.bin"]
+
+
+def test_hashes_of_other_keys_are_noticed_by_verify(whole: Path) -> None:
+    path = copy(whole, "lying")
+    files = LocalFiles(path)
+    layout = read_layout(files)
+    write_index(path, lie(hashes=put(0, 0))(read_packed(files, layout)), layout)
+    assert assert_right_or_refused(path) == 4  # of the fifth it says that there is none
+    assert "differ" in verify(FeatureStore(path))[f"{path}/index.bin"]
 
 
 def test_a_packed_index_that_lacks_or_adds_a_shard_costs_no_map(whole: Path) -> None:
