@@ -16,8 +16,8 @@ import click
 import torch
 
 from gridvlp.train.allocator import keep_freed_memory
-from gridvlp.train.encoder import FUSED, PLAIN
-from gridvlp.train.model import GridVLPConfig, GridVLPForAnswering
+from gridvlp.train.model.bert_layers import FUSED, PLAIN
+from gridvlp.train.model.fusion import GridVLPConfig, GridVLPForAnswering
 
 
 @click.command(context_settings={"show_default": True})

@@ -111,7 +111,7 @@ def start(folder: Path) -> dict[str, Any]:
         seconds[name] = time.perf_counter() - STARTED
 
     from gridvlp.train import pretraining
-    from gridvlp.train.settings import PreTrainingOptions
+    from gridvlp.train.options import PreTrainingOptions
 
     point("imported")
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import new_architecture
 from gridvlp.extract.detector import build_detector
+from gridvlp.extract.detector_evaluation import evaluate
+from gridvlp.extract.detector_training import read_annotations
 from gridvlp.extract.encoder import read_weights
-from gridvlp.extract.evaluation import evaluate
-from gridvlp.extract.settings import TrainExtractorOptions
-from gridvlp.extract.training import read_annotations
+from gridvlp.extract.options import TrainExtractorOptions
 
 PATHS = ("visual_genome", "valid_annotations", "vocab", "weights")
 

@@ -109,8 +109,8 @@ def measure(
     """Milliseconds and floating-point operations per photo, and this process's peak memory."""
     from gridvlp.extract.encoder import read_weights
     from gridvlp.extract.extraction import extract
+    from gridvlp.extract.options import ExtractOptions, parse_size
     from gridvlp.extract.photos import find_photos
-    from gridvlp.extract.settings import ExtractOptions, parse_size
 
     backbone, regions = row.removesuffix("-regions"), row.endswith("-regions")
     found = find_photos([images])

@@ -11,7 +11,7 @@ import click
 def make_features(place: Path) -> Path:
     """Maps of generated photos from an encoder that is not trained."""
     from gridvlp.extract.extraction import extract
-    from gridvlp.extract.settings import ExtractOptions
+    from gridvlp.extract.options import ExtractOptions
     from gridvlp.sample import write_sample
 
     write_sample(place / "world", 40)

@@ -137,7 +137,7 @@ class VisualBertHeads(nn.Module):
         from transformers import VisualBertConfig, VisualBertModel
         from transformers.models.visual_bert.modeling_visual_bert import VisualBertPreTrainingHeads
 
-        from gridvlp.train.model import AnswerHead
+        from gridvlp.train.model.fusion import AnswerHead
 
         config = VisualBertConfig(visual_embedding_dim=CHANNELS)
         self.bert = VisualBertModel(config)
@@ -231,11 +231,11 @@ def gridvlp(
     row: str, folder: Path, grids: int, batch_size: int, steps: int, profiler: Any = None
 ) -> tuple[float, float]:
     """The real loop, stopped after some steps; only its log is listened to."""
-    from gridvlp.prefetch import Prefetch
-    from gridvlp.run_folder import RunFolder
-    from gridvlp.train import training
+    from gridvlp.run.folder import RunFolder
+    from gridvlp.run.prefetch import Prefetch
+    from gridvlp.train import loop as training
+    from gridvlp.train.options import PreTrainingOptions, TrainingSettings
     from gridvlp.train.pretraining import pretrain
-    from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
 
     moments: list[tuple[float, float]] = []
     loaders: list[Prefetch] = []
@@ -279,7 +279,7 @@ def count_flops(batch_size: int, grids: int) -> float:
     """Matrix-multiply operations of gridvlp's step, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining, choose_attention
+    from gridvlp.train.model.fusion import GridVLPConfig, GridVLPForPreTraining, choose_attention
 
     config = GridVLPConfig(vocab_size=PIECES, answers=[str(i) for i in range(ANSWERS)])
     length, images = WORDS + 2, -(-batch_size // 8)

@@ -4,7 +4,8 @@
     gridvlp evaluate snli_ve.py --split test
 """
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files
+from gridvlp.data import json_values
 from gridvlp.train.tasks.task import Task, json_text, percent
 
 LABELS = ("contradiction", "entailment", "neutral")

@@ -22,8 +22,9 @@ import click
 from click.core import ParameterSource
 
 from gridvlp import __version__
+from gridvlp.config import read_settings
 from gridvlp.errors import UserError
-from gridvlp.extract.settings import (
+from gridvlp.extract.options import (
     BACKBONES,
     DTYPES,
     EXTRACT_PRECISIONS,
@@ -32,12 +33,11 @@ from gridvlp.extract.settings import (
     ExtractOptions,
     TrainExtractorOptions,
 )
-from gridvlp.interrupt import exit_code, termination_interrupts
-from gridvlp.process_end import end_process
-from gridvlp.progress import FIRST_PROCESS
-from gridvlp.settings_file import read_settings
-from gridvlp.skip_list import SKIP_LIMIT
-from gridvlp.train.settings import (
+from gridvlp.run.process_end import end_process
+from gridvlp.run.progress import FIRST_PROCESS
+from gridvlp.run.signals import exit_code, termination_interrupts
+from gridvlp.run.skip_list import SKIP_LIMIT
+from gridvlp.train.options import (
     BERT_BASE,
     FINE_TUNING,
     SOURCES,
@@ -377,7 +377,7 @@ def train_extractor(**values: Any) -> None:
     with --weights as they did. Batch sizes are of all GPUs together.
     """
     options = TrainExtractorOptions(**values)
-    from gridvlp.extract.training import train_extractor as run
+    from gridvlp.extract.detector_training import train_extractor as run
 
     _print_figures(run(options, click.echo))
     if options.machine_rank == 0:
@@ -480,7 +480,7 @@ store_argument = click.argument("store", type=STORE_PLACE, default=STORE)
 @click.option("--threads", default=4, help="Maps that are read at once.")
 def verify(store: str | Path, threads: int) -> None:
     """Read every map of STORE and name those that are damaged."""
-    from gridvlp.progress import track
+    from gridvlp.run.progress import track
     from gridvlp.store import FeatureStore
     from gridvlp.store.verification import verify as check
 
@@ -542,7 +542,7 @@ def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
 
     maps = FeatureStore(store)
     if image is not None:
-        from gridvlp.pictures import draw_energy, draw_regions
+        from gridvlp.report.pictures import draw_energy, draw_regions
 
         path = picture or Path(f"{Path(image).name}.png")
         with_photo = (draw_energy if maps.kind == "grids" else draw_regions)(maps, image, path)
@@ -572,7 +572,7 @@ def convert(source: Path, out: Path, encoder: str, **options: Any) -> None:
     SOURCE is a folder of .npy, .npz or grid-feats-vqa's .pth files, or a .tsv file of regions as
     LXMERT and bottom-up attention ship them.
     """
-    from gridvlp.convert import convert as run
+    from gridvlp.extract.convert import convert as run
 
     report = run(source, out, encoder, **options)
     for line in report.lines():
@@ -586,7 +586,7 @@ def convert(source: Path, out: Path, encoder: str, **options: Any) -> None:
 )
 def export(store: str | Path, folder: Path) -> None:
     """Write every map of STORE as an .npy file, or its regions as an .npz file."""
-    from gridvlp.export import export as run
+    from gridvlp.extract.export import export as run
     from gridvlp.store import FeatureStore
 
     run(FeatureStore(store), folder, click.echo)
@@ -957,7 +957,7 @@ def predict(
         for name, chance in found.answers:
             click.echo(f"{100 * chance:5.1f}%  {name}")
         if picture is not None:
-            from gridvlp.pictures import draw_answer
+            from gridvlp.report.pictures import draw_answer
 
             sources = [store.record(key).get("source") for key in keys]
             draw_answer(picture, question, sources, found.relevance_HW, found.answers)
@@ -974,7 +974,7 @@ def predict(
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about RUNS: curves, scores, examples, where the model looked."""
-    from gridvlp.report import write_report
+    from gridvlp.report.page import write_report
 
     click.echo(f"Report: {write_report(runs, out, click.echo)}")
 
@@ -1072,7 +1072,7 @@ def _extract_photos(
 ) -> tuple[str, ...]:
     """Extract photos as the maps of a run's training were; returns their keys."""
     from gridvlp.extract.extraction import extract, options_of_recipe
-    from gridvlp.train.checkpoints import load_config, model_folder
+    from gridvlp.train.model.checkpoints import load_config, model_folder
 
     recipe = load_config(model_folder(run)).grid_recipe if run.exists() else None
     options = replace(EXTRACT, images=images, out=out, weights=weights)
@@ -1090,7 +1090,7 @@ def _extract_photos(
 def _report(run: Path) -> None:
     """Leave a report in a run's folder; under torchrun the first process does."""
     if FIRST_PROCESS:
-        from gridvlp.report import write_report
+        from gridvlp.report.page import write_report
 
         click.echo(f"Report: {write_report([run], say=click.echo)}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gridvlp import cli
-from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSettings
+from gridvlp.train.options import FINE_TUNING, PreTrainingOptions, TrainingSettings
 from tests.squares import write_data, write_store
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

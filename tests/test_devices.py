@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gridvlp.devices import choose_device, choose_precision
+from gridvlp.run.devices import choose_device, choose_precision
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 

@@ -10,7 +10,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.extract.options import ExtractOptions, TrainExtractorOptions
 
 __all__ = ["ExtractOptions", "TrainExtractorOptions", "extract", "train_extractor"]
 
@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-_HOMES = {"extract": "extraction", "train_extractor": "training"}
+_HOMES = {"extract": "extraction", "train_extractor": "detector_training"}
 
 
 def __getattr__(name: str) -> Any:

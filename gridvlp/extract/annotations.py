@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp.cache import made_whole, user_cache
 from gridvlp.errors import UserError
 from gridvlp.extract.detector import MAX_ATTRIBUTES, NO_ATTRIBUTE
 from gridvlp.extract.vocabulary import Vocabulary
-from gridvlp.skip_list import SkipList
+from gridvlp.run.cache import made_whole, user_cache
+from gridvlp.run.skip_list import SkipList
 
 LARGEST_SIDE = (1 << 24) - 1  # of a photo; float32 holds every whole number up to it
 NAMED = 3  # entries or photos that a report names

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gridvlp.data.photo_names import match_files
 from gridvlp.errors import UserError
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
 from gridvlp.extract.encoding import Encoder, encode_items
@@ -19,7 +20,6 @@ from gridvlp.extract.photos import find_photos
 from gridvlp.extract.recipe import Recipe
 from gridvlp.extract.regions import RegionEncoder
 from gridvlp.extract.selection import Item
-from gridvlp.photo_names import match_files
 from gridvlp.store import FeatureStore
 from gridvlp.store.recipe import differences_text, recipe_differences
 

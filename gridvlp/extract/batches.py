@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, Instances
 
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import Annotated, Annotations
+from gridvlp.extract.options import TrainExtractorOptions, parse_size
 from gridvlp.extract.photos import BadPhoto, read_photo
-from gridvlp.extract.settings import TrainExtractorOptions, parse_size
 
 TRIES = 100  # photos in a row that cannot be read: something else is wrong
 SAME_SHAPE = 0.02  # relative difference of side ratios; rounded sizes differ by less

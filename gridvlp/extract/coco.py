@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files, json_values
+from gridvlp.data.json_values import BadEntry, optional
+from gridvlp.data.photo_names import match_files
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import LARGEST_SIDE, Annotations, Told, cached_annotations
 from gridvlp.extract.photos import find_photos
 from gridvlp.extract.vocabulary import Vocabulary, clean
-from gridvlp.json_values import BadEntry, optional
-from gridvlp.photo_names import match_files
 
 MOST_ATTRIBUTES = 100_000  # a larger number is an error, and not worth the memory
 

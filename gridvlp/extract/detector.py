@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gridvlp.extract.backbone import Architecture, c4_config
-from gridvlp.extract.settings import TrainExtractorOptions
+from gridvlp.extract.options import TrainExtractorOptions
 
 MAX_ATTRIBUTES = 16  # per box; Visual Genome has boxes with more
 FC_SIZE = 1024  # grid-feats-vqa; scaled with the width of the backbone

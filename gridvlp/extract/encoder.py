@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import (
     STRIDE,
@@ -27,10 +26,11 @@ from gridvlp.extract.backbone import (
     load_strictly,
     new_architecture,
 )
-from gridvlp.extract.checkpoints import read_checkpoint, sha256_of
+from gridvlp.extract.foreign_checkpoints import read_checkpoint, sha256_of
+from gridvlp.extract.options import BACKBONES, SIZE
 from gridvlp.extract.published import FILES, published_weights
-from gridvlp.extract.settings import BACKBONES, SIZE
-from gridvlp.run_folder import write_json
+from gridvlp.run.devices import choose_device, choose_precision
+from gridvlp.run.folder import write_json
 
 FORMAT = 1
 RANDOM_CLASSES = 1600  # of a random detector: Visual Genome's

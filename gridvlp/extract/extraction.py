@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
+from gridvlp.data.photo_names import passed_over_text
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import STRIDE
 from gridvlp.extract.encoder import FrozenEncoder, Weights, device_name, read_weights
 from gridvlp.extract.encoding import Encoder, Size, encode_items
+from gridvlp.extract.options import ExtractOptions, parse_size
 from gridvlp.extract.photos import survey_photos
 from gridvlp.extract.recipe import Recipe, RegionChoice, Resize
 from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.selection import Item, select_items, stored_mismatch
-from gridvlp.extract.settings import ExtractOptions, parse_size
 from gridvlp.extract.statistics import FeatureStatistics
-from gridvlp.photo_names import passed_over_text
-from gridvlp.progress import track
-from gridvlp.run_folder import versions, write_text
-from gridvlp.skip_list import SkipList
+from gridvlp.run.folder import versions, write_text
+from gridvlp.run.progress import track
+from gridvlp.run.skip_list import SkipList
 from gridvlp.store import FeatureStore, MapError, StoreWriter
 
 SAVE_SECONDS = 300.0  # at most this much work is lost to a kill

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gridvlp.data.photo_names import match_files
 from gridvlp.errors import UserError
 from gridvlp.extract.photo_decoding import DECODE_VERSION, FORMATS, BadPhoto, decode_photo
-from gridvlp.photo_names import match_files
 
 __all__ = [
     "DECODE_VERSION",

@@ -17,11 +17,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from gridvlp.cache import user_cache
 from gridvlp.errors import UserError
-from gridvlp.extract.checkpoints import sha256_of
-from gridvlp.progress import track
-from gridvlp.run_folder import write_json
+from gridvlp.extract.foreign_checkpoints import sha256_of
+from gridvlp.run.cache import user_cache
+from gridvlp.run.folder import write_json
+from gridvlp.run.progress import track
 
 ADDRESS = "https://dl.fbaipublicfiles.com/grid-feats-vqa"
 FILES = {name: f"{title}/{title}.pth" for name, title in (

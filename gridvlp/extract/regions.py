@@ -18,10 +18,10 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import PROPOSALS, c4_config, load_strictly
 from gridvlp.extract.encoder import Pixels, Weights, fold_norms, refuse_tf32
+from gridvlp.run.devices import choose_device, choose_precision
 
 # Detectron2's, and so that of grid-feats-vqa's regions; Anderson et al.'s own code has 0.3
 NMS_THRESHOLD = 0.5

@@ -9,9 +9,9 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
+from gridvlp.data.photo_names import photo_keys
 from gridvlp.extract.visual_genome import coco_keys
-from gridvlp.photo_names import photo_keys
-from gridvlp.skip_list import SkipList
+from gridvlp.run.skip_list import SkipList
 from gridvlp.store import canonical_key
 
 

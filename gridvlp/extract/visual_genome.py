@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files, json_values
+from gridvlp.data.image_ids import ImageIds
+from gridvlp.data.json_values import BadEntry, optional
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import LARGEST_SIDE, Annotations, Told, cached_annotations
 from gridvlp.extract.vocabulary import Vocabulary, clean
-from gridvlp.image_ids import ImageIds
-from gridvlp.json_values import BadEntry, optional
-from gridvlp.skip_list import SkipList
+from gridvlp.run.skip_list import SkipList
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 XYWH = ("x", "y", "w", "h")

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
-from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
+from gridvlp.extract.options import ExtractOptions, TrainExtractorOptions
 from gridvlp.reproduce.scales import CHOSEN, Scale, option_field
 from gridvlp.reproduce.tables import Row
-from gridvlp.run_folder import environment, short_commit, write_json
+from gridvlp.run.folder import environment, short_commit, write_json
 from gridvlp.store import FeatureStore
-from gridvlp.train.settings import (
+from gridvlp.train.options import (
     FINE_TUNING,
     FineTuningOptions,
     PreTrainingOptions,
@@ -218,7 +218,7 @@ class Engine:
 
     def encoder(self, row: Row) -> str:
         """Weights of a row's encoder: those given, or trained unless that is done."""
-        from gridvlp.extract.training import train_extractor
+        from gridvlp.extract.detector_training import train_extractor
 
         if self.kind(row) in self.weights:
             return self.weights[self.kind(row)]

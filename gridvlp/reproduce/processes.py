@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gridvlp.errors import UserError
-from gridvlp.interrupt import termination_interrupts
-from gridvlp.progress import track
+from gridvlp.run.progress import track
+from gridvlp.run.signals import termination_interrupts
 
 J = TypeVar("J")
 R = TypeVar("R")

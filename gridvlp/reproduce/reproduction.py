@@ -17,8 +17,8 @@ from gridvlp.reproduce.processes import in_processes
 from gridvlp.reproduce.results import markdown, summarize
 from gridvlp.reproduce.scales import Scale
 from gridvlp.reproduce.tables import TABLES, Row, Table
-from gridvlp.run_folder import environment, write_json, write_text
-from gridvlp.train.settings import FINE_TUNING
+from gridvlp.run.folder import environment, write_json, write_text
+from gridvlp.train.options import FINE_TUNING
 from gridvlp.train.tasks import get_task
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gridvlp.errors import UserError
-from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
-from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
+from gridvlp.extract.options import ExtractOptions, TrainExtractorOptions
+from gridvlp.train.options import PreTrainingOptions, TrainingSettings
 
 
 def _fields(*options: type[Any], less: str, more: str = "") -> set[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
+from gridvlp.extract.options import parse_size
 from gridvlp.extract.photos import resized
 from gridvlp.extract.regions import RegionEncoder
-from gridvlp.extract.settings import parse_size
 
 PHOTO = (480, 640)  # height, width: the commonest of COCO's; what a time per photo is taken on
 WORDS = 20  # paper 4.2
@@ -46,7 +46,7 @@ def time_photo(backbone: str, size: str, regions: int | None, fusion: bool) -> f
 
 
 def _fusion(channels: int, device: Any, dtype: Any) -> Callable[[Any], Any]:
-    from gridvlp.train.model import GridVLPConfig, GridVLPModel, choose_attention
+    from gridvlp.train.model.fusion import GridVLPConfig, GridVLPModel, choose_attention
 
     model = GridVLPModel(GridVLPConfig(grid_channels=channels)).eval().to(device)
     choose_attention(model, device)

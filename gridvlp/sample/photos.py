@@ -12,7 +12,7 @@ from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 
-from gridvlp.progress import track
+from gridvlp.run.progress import track
 from gridvlp.sample.files import write_atomically
 from gridvlp.sample.render import Box, box_of, render
 from gridvlp.sample.scene import Scene, draw_scene

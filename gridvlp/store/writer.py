@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp.interrupt import interrupts_held
+from gridvlp.run.signals import interrupts_held
 from gridvlp.store.arrays import grow, read_layout
 from gridvlp.store.creation import StoreExists, begin_store
 from gridvlp.store.errors import DuplicateKey, MapError, StoreError

@@ -8,7 +8,7 @@ The functions are imported when they are first asked for; the options are light.
 from importlib import import_module
 from typing import Any
 
-from gridvlp.train.settings import (
+from gridvlp.train.options import (
     FINE_TUNING,
     FineTuningOptions,
     PreTrainingOptions,

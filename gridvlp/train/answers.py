@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files, json_values
 from gridvlp.errors import UserError
 
 PRETRAINING_ANSWERS = 9_500  # LXMERT, section 3.3: about 90% of all questions of its three sets

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
-from gridvlp.run_folder import write_json, write_text
+from gridvlp.run.folder import write_json, write_text
 from gridvlp.store import FeatureStore
-from gridvlp.train.checkpoints import check_recipe, load_model, model_folder
-from gridvlp.train.model import TASK_MODELS, TaskModel, choose_attention
+from gridvlp.train.model.checkpoints import check_recipe, load_model, model_folder
+from gridvlp.train.model.fusion import TASK_MODELS, TaskModel, choose_attention
 from gridvlp.train.processes import first_only, make_accelerator
-from gridvlp.train.task_batches import Predictions, predict, read_splits
 from gridvlp.train.tasks import get_task
+from gridvlp.train.tasks.batches import Predictions, predict, read_splits
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 

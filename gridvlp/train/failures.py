@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from gridvlp.errors import UserError
-from gridvlp.train.settings import TrainingSettings
+from gridvlp.train.options import TrainingSettings
 
 if TYPE_CHECKING:
-    from gridvlp.train.training import Batch
+    from gridvlp.train.loop import Batch
 
 FLOAT16_MOST = torch.finfo(torch.float16).max
 

@@ -15,18 +15,18 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from gridvlp.errors import UserError
-from gridvlp.run_folder import RunFolder
+from gridvlp.run.folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import model_folder, row_facts, start_task
-from gridvlp.train.model import TASK_MODELS, TaskModel
+from gridvlp.train.loop import Losses, fit
+from gridvlp.train.model.checkpoints import model_folder, row_facts, start_task
+from gridvlp.train.model.fusion import TASK_MODELS, TaskModel
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.processes import agree, first_only, make_accelerator, with_precision
-from gridvlp.train.settings import FineTuningOptions
-from gridvlp.train.task_batches import TaskBatch, TaskBatches, predict, read_splits
 from gridvlp.train.tasks import get_task
+from gridvlp.train.tasks.batches import TaskBatch, TaskBatches, predict, read_splits
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
-from gridvlp.train.training import Losses, fit
 
 
 def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -> dict[str, Any]:

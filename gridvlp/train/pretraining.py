@@ -18,16 +18,17 @@ from torch.nn import functional
 from transformers import BertTokenizer
 
 from gridvlp.errors import UserError
-from gridvlp.run_folder import RunFolder
+from gridvlp.run.folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.checkpoints import load_config, row_facts, start_pretraining
-from gridvlp.train.corpora import Corpus
-from gridvlp.train.epoch_order import EpochOrder
+from gridvlp.train.corpus.corpus import Corpus
+from gridvlp.train.corpus.order import EpochOrder
 from gridvlp.train.grids import read_grids
-from gridvlp.train.model import GridVLPConfig, GridVLPForPreTraining
+from gridvlp.train.loop import Losses, fit
+from gridvlp.train.model.checkpoints import load_config, row_facts, start_pretraining
+from gridvlp.train.model.fusion import GridVLPConfig, GridVLPForPreTraining
+from gridvlp.train.options import PreTrainingOptions, micro_batch_size
 from gridvlp.train.processes import agree, first_only, make_accelerator, with_precision
-from gridvlp.train.settings import PreTrainingOptions, micro_batch_size
 from gridvlp.train.tokenization import (
     MAX_TOKENS,
     Encoder,
@@ -35,7 +36,6 @@ from gridvlp.train.tokenization import (
     load_tokenizer,
     vocabulary_size,
 )
-from gridvlp.train.training import Losses, fit
 
 MASKED, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT, LXMERT
 MISMATCHED = 0.5  # LXMERT: the sentence is replaced by one of another image

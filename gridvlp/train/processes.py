@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
-from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
-from gridvlp.run_folder import RunFolder
+from gridvlp.run.devices import choose_device, choose_precision
+from gridvlp.run.folder import RunFolder
 from gridvlp.train.allocator import keep_freed_memory
-from gridvlp.train.settings import TrainingSettings
+from gridvlp.train.options import TrainingSettings
 
 MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

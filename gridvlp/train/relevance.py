@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from gridvlp import json_values
+from gridvlp.data import json_values
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
-from gridvlp.train.checkpoints import check_recipe, model_folder
 from gridvlp.train.evaluation import load_finetuned
-from gridvlp.train.task_batches import make_batch
+from gridvlp.train.model.checkpoints import check_recipe, model_folder
+from gridvlp.train.tasks.batches import make_batch
 from gridvlp.train.tasks.task import Example, Task
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 

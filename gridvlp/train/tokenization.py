@@ -19,8 +19,8 @@ from transformers import BertTokenizer
 from transformers.utils import cached_file
 
 from gridvlp.errors import UserError, first_line
-from gridvlp.progress import track
-from gridvlp.train.corpora import Corpus
+from gridvlp.run.progress import track
+from gridvlp.train.corpus.corpus import Corpus
 
 MAX_TOKENS = 20  # paper 4.2: the sentence's length, [CLS] and [SEP] included as in LXMERT
 BERT_VOCABULARY_SIZE = 30522

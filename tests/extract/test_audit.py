@@ -13,7 +13,7 @@ from gridvlp.cli import cli
 from gridvlp.errors import UserError
 from gridvlp.extract.audit import audit
 from gridvlp.extract.extraction import extract
-from gridvlp.extract.settings import ExtractOptions
+from gridvlp.extract.options import ExtractOptions
 from gridvlp.store import FeatureStore, StoreWriter
 
 

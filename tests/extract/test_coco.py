@@ -11,8 +11,8 @@ from PIL import Image
 
 from gridvlp.errors import UserError
 from gridvlp.extract.coco import photo_folders, read_coco
-from gridvlp.extract.settings import TrainExtractorOptions
-from gridvlp.extract.training import train_extractor
+from gridvlp.extract.detector_training import train_extractor
+from gridvlp.extract.options import TrainExtractorOptions
 from gridvlp.extract.visual_genome import read_visual_genome
 from gridvlp.extract.vocabulary import Vocabulary
 
@@ -106,7 +106,7 @@ def test_the_second_reading_comes_from_the_cache(
         raise AssertionError("read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gridvlp.json_files.elements", never)
+        patch.setattr("gridvlp.data.json_files.elements", never)
         again = read_coco([published], photo_folders([published]))
     assert again.counts == whole.counts
     assert again.vocabulary == whole.vocabulary
@@ -359,7 +359,7 @@ def test_where_the_text_is_cut_changes_nothing(
 ) -> None:
     whole = [*read_coco([published], photo_folders([published]))]
     monkeypatch.setenv("GRIDVLP_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr("gridvlp.json_files.CHUNK", chunk)
+    monkeypatch.setattr("gridvlp.data.json_files.CHUNK", chunk)
     cut = [*read_coco([published], photo_folders([published]))]
     for one, other in zip(cut, whole, strict=True):
         assert np.array_equal(one.boxes_N4, other.boxes_N4)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gridvlp.extract.backbone import new_architecture
 from gridvlp.extract.detector import build_detector
-from gridvlp.extract.settings import TrainExtractorOptions
+from gridvlp.extract.options import TrainExtractorOptions
 
 CLASSES, ATTRIBUTES = 5, 7
 

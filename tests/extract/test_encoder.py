@@ -23,8 +23,8 @@ from gridvlp.extract.backbone import (
 )
 from gridvlp.extract.detector import build_detector
 from gridvlp.extract.encoder import FrozenEncoder, Weights, read_weights, save_encoder
+from gridvlp.extract.options import TrainExtractorOptions
 from gridvlp.extract.photos import read_photo
-from gridvlp.extract.settings import TrainExtractorOptions
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 

@@ -23,8 +23,8 @@ from gridvlp.errors import UserError
 from gridvlp.extract import extraction
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
 from gridvlp.extract.extraction import extract, skipped_file
+from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.photos import find_photos, read_photo
-from gridvlp.extract.settings import ExtractOptions
 from gridvlp.extract.statistics import FeatureStatistics
 from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.store.verification import verify
@@ -260,7 +260,7 @@ import torch
 torch.cuda.is_available = lambda: False
 torch.set_num_threads(1)
 from gridvlp.extract import encoding, extraction
-from gridvlp.extract.settings import ExtractOptions
+from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.statistics import FeatureStatistics
 encoding.WINDOW, extraction.SAVE_SECONDS = 1, 0.0
 folder, *part = sys.argv[1:]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gridvlp.data.photo_names import passed_over_text
 from gridvlp.errors import UserError
 from gridvlp.extract.photos import (
     SUFFIXES,
@@ -23,7 +24,6 @@ from gridvlp.extract.photos import (
     resized,
     survey_photos,
 )
-from gridvlp.photo_names import passed_over_text
 
 SIZES = [(600, 1000), (448, 448), (448, 746), (800, 1333)]
 RATIOS = [(1, 1), (4, 3), (3, 2), (16, 9), (16, 10), (21, 9), (2, 1), (3, 1), (5, 4), (640, 427)]

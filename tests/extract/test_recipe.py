@@ -10,8 +10,8 @@ from gridvlp.errors import UserError
 from gridvlp.extract.backbone import Architecture, new_architecture
 from gridvlp.extract.encoder import _random_weights, save_encoder
 from gridvlp.extract.extraction import extract, options_of_recipe, version_changes
+from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.recipe import Recipe, RegionChoice, Resize
-from gridvlp.extract.settings import ExtractOptions
 from gridvlp.store import FeatureStore
 from gridvlp.store.recipe import recipe_differences, recipe_digest, recipe_of
 
@@ -171,7 +171,7 @@ def test_predict_makes_maps_as_those_of_the_models_training(
     photo_folder: Path, tmp_path: Path
 ) -> None:
     from gridvlp.cli import _extract_photos
-    from gridvlp.train.model import GridVLPConfig
+    from gridvlp.train.model.fusion import GridVLPConfig
 
     options = ExtractOptions(
         *((photo_folder,), tmp_path / "s.zarr", "random"),

@@ -14,11 +14,11 @@ from torchvision.ops import nms
 
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import c4_config, new_architecture
+from gridvlp.extract.detector_training import train_extractor
 from gridvlp.extract.encoder import FrozenEncoder, Weights, read_weights
 from gridvlp.extract.extraction import extract
+from gridvlp.extract.options import ExtractOptions, TrainExtractorOptions
 from gridvlp.extract.regions import RegionEncoder, best_regions
-from gridvlp.extract.settings import ExtractOptions, TrainExtractorOptions
-from gridvlp.extract.training import train_extractor
 from gridvlp.store import FeatureStore
 
 WIDTH = 0.125

@@ -251,7 +251,7 @@ def test_where_the_text_is_cut_for_reading_changes_nothing(
 ) -> None:
     whole = read_visual_genome(visual_genome)
     monkeypatch.setenv("GRIDVLP_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr("gridvlp.json_files.CHUNK", chunk)
+    monkeypatch.setattr("gridvlp.data.json_files.CHUNK", chunk)
     cut = read_visual_genome(visual_genome)
     assert cut.vocabulary == whole.vocabulary
     assert cut.counts == whole.counts

@@ -14,7 +14,8 @@ from gridvlp.reproduce.tables import Row
 def test_the_encoder_of_a_region_row_is_a_c4_detector(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "gridvlp.extract.training.train_extractor", lambda options, say: asked.append(options)
+        "gridvlp.extract.detector_training.train_extractor",
+        lambda options, say: asked.append(options),
     )
     engine = Engine(tmp_path, tmp_path, scales("sample"), {}, print)
     folders = [engine.encoder(Row("r", backbone="x152", regions=n)) for n in (100, None, 100)]

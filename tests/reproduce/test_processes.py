@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gridvlp.errors import UserError
-from gridvlp.interrupt import termination_interrupts
 from gridvlp.reproduce.processes import in_processes
+from gridvlp.run.signals import termination_interrupts
 
 JOBS = {f"job{n}": n for n in range(5)}
 

@@ -7,9 +7,9 @@ from unittest import mock
 
 import torch
 
-from gridvlp.train import training
+from gridvlp.train import loop as training
 from gridvlp.train.pretraining import PreTrainingBatches
-from gridvlp.train.task_batches import TaskBatches
+from gridvlp.train.tasks.batches import TaskBatches
 
 
 @contextmanager

@@ -18,7 +18,7 @@ FINETUNE = ("finetune", "vqa", "--epochs", 1, "--batch-size", 8, "--precision", 
 @pytest.fixture(scope="module")
 def trained(squares, tmp_path_factory):
     """A folder with data, a store and a pre-trained model, to be copied."""
-    from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
+    from gridvlp.train.options import PreTrainingOptions, TrainingSettings
 
     folder = tmp_path_factory.mktemp("trained")
     write_data(folder / "data")

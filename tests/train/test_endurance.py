@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from gridvlp.errors import UserError
-from gridvlp.train import pretraining, training
+from gridvlp.train import loop as training
+from gridvlp.train import pretraining
 from gridvlp.train.finetuning import finetune
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
 
 
 def silent(_line):
@@ -177,7 +178,7 @@ def test_any_other_error_is_not_taken_for_it(options, monkeypatch):
 
 
 def test_rates_fall_from_the_head_to_the_embeddings(options):
-    from gridvlp.train.model import GridVLPConfig, GridVLPForAnswering
+    from gridvlp.train.model.fusion import GridVLPConfig, GridVLPForAnswering
 
     config = GridVLPConfig(
         vocab_size=9,

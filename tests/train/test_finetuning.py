@@ -10,9 +10,9 @@ from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.train.evaluation import evaluate, load_finetuned
 from gridvlp.train.finetuning import finetune
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.relevance import explain
-from gridvlp.train.settings import FineTuningOptions
 from gridvlp.train.tasks.nlvr2 import NLVR2
 from gridvlp.train.tokenization import Encoder, load_tokenizer
 from tests.squares import CHANNELS, grid_map, write_store
@@ -24,7 +24,7 @@ def silent(_line):
 
 @pytest.fixture(scope="module")
 def pretrained(squares, tmp_path_factory):
-    from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
+    from gridvlp.train.options import PreTrainingOptions, TrainingSettings
 
     run = tmp_path_factory.mktemp("pretrained")
     training = TrainingSettings(2e-3, 12, 16, 0.1, precision="float32")

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gridvlp.errors import UserError
-from gridvlp.train import pretraining, training
+from gridvlp.train import loop as training
+from gridvlp.train import pretraining
 from gridvlp.train.pretraining import pretrain
 from gridvlp.train.processes import make_accelerator
 from tests.train.test_endurance import lines, same_weights, silent

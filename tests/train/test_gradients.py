@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from gridvlp.train.finetuning import finetune
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
 from tests.squares import write_store
 from tests.train.recording import recorded
 from tests.train.reference import Reference, pretraining_loss, task_loss
@@ -55,7 +55,7 @@ def check(options, name, gradients, batches, limit=1e-5):
 @pytest.fixture(scope="module")
 def runs(squares, tmp_path_factory):
     """Options of each run, by name, for a folder of runs of their own; pre-trained once."""
-    from gridvlp.train.settings import FINE_TUNING, PreTrainingOptions, TrainingSettings
+    from gridvlp.train.options import FINE_TUNING, PreTrainingOptions, TrainingSettings
 
     folder = tmp_path_factory.mktemp("gradients")
     common = {"precision": "float32", "clip": 0.0, "epochs": 1}

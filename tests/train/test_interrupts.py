@@ -7,14 +7,15 @@ from unittest import mock
 
 import pytest
 
-from gridvlp.interrupt import Termination, interrupts_held, termination_interrupts
-from gridvlp.prefetch import Prefetch
-from gridvlp.run_folder import RunFolder
-from gridvlp.train import finetuning, pretraining, training
+from gridvlp.run.folder import RunFolder
+from gridvlp.run.prefetch import Prefetch
+from gridvlp.run.signals import Termination, interrupts_held, termination_interrupts
+from gridvlp.train import finetuning, pretraining
+from gridvlp.train import loop as training
 from gridvlp.train.finetuning import finetune
-from gridvlp.train.model import GridVLPForPreTraining
+from gridvlp.train.model.fusion import GridVLPForPreTraining
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
 from tests.train.test_endurance import lines, same_weights, silent
 
 PHASES = {  # what is called then, and which call of it is struck; an epoch has 10 steps

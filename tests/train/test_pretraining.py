@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from gridvlp.devices import choose_device, choose_precision
 from gridvlp.errors import UserError
+from gridvlp.run.devices import choose_device, choose_precision
 from gridvlp.store import FeatureStore
 from gridvlp.train import pretraining
-from gridvlp.train.corpora import Corpus
+from gridvlp.train.corpus.corpus import Corpus
 from gridvlp.train.pretraining import NO_ANSWER, PreTrainingBatches, pretrain
 from gridvlp.train.tokenization import Encoder, train_tokenizer
 

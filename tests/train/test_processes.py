@@ -12,8 +12,8 @@ import pytest
 
 from gridvlp.train.evaluation import evaluate
 from gridvlp.train.finetuning import finetune
+from gridvlp.train.options import FineTuningOptions
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions
 from tests.train.test_endurance import arguments, lines, silent
 
 TORCHRUN = (

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from gridvlp.errors import UserError
-from gridvlp.train import corpus_cache, pretraining, tokenization, training
+from gridvlp.train import loop as training
+from gridvlp.train import pretraining, tokenization
+from gridvlp.train.corpus import cache as corpus_cache
 from gridvlp.train.pretraining import pretrain
 from tests.squares import write_data
 from tests.train.test_endurance import losses, silent
@@ -84,7 +86,7 @@ def train_all(rank, options):
 
 @pytest.fixture(scope="module")
 def outcome(squares, tmp_path_factory):
-    from gridvlp.train.settings import PreTrainingOptions, TrainingSettings
+    from gridvlp.train.options import PreTrainingOptions, TrainingSettings
 
     folder = tmp_path_factory.mktemp("agree")
     options = PreTrainingOptions(

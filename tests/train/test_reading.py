@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from gridvlp.data.image_ids import ImageIds
 from gridvlp.errors import UserError
-from gridvlp.image_ids import ImageIds
-from gridvlp.train.corpora import Corpus
+from gridvlp.train.corpus.corpus import Corpus
 from gridvlp.train.tasks import get_task
 
 QUESTIONS = "vqa/v2_OpenEnded_mscoco_{}_questions.json"

@@ -8,11 +8,12 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from gridvlp.errors import UserError
-from gridvlp.train import pretraining, training
-from gridvlp.train.checkpoints import load_config
+from gridvlp.train import loop as training
+from gridvlp.train import pretraining
 from gridvlp.train.finetuning import finetune
+from gridvlp.train.model.checkpoints import load_config
+from gridvlp.train.options import FineTuningOptions, PreTrainingOptions
 from gridvlp.train.pretraining import pretrain
-from gridvlp.train.settings import FineTuningOptions, PreTrainingOptions
 from gridvlp.train.tokenization import load_tokenizer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a the is square red blue green yellow what color".split()  # noqa: SIM905

@@ -6,7 +6,7 @@ from transformers import BertTokenizer
 
 from gridvlp.errors import UserError
 from gridvlp.train import tokenization
-from gridvlp.train.corpora import Corpus
+from gridvlp.train.corpus.corpus import Corpus
 from gridvlp.train.tokenization import (
     Encoder,
     corpus_tokenizer,

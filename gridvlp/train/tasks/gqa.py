@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files, json_values
+from gridvlp.data.image_ids import ImageIds
 from gridvlp.errors import UserError
-from gridvlp.image_ids import ImageIds
-from gridvlp.train.settings import FINE_TUNING
+from gridvlp.train.options import FINE_TUNING
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 
 if TYPE_CHECKING:

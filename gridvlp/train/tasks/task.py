@@ -17,11 +17,11 @@ from uuid import uuid4
 
 import numpy as np
 
-from gridvlp import json_values
+from gridvlp.data import json_values
+from gridvlp.data.image_ids import first_present
 from gridvlp.errors import UserError
-from gridvlp.image_ids import first_present
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.settings import FINE_TUNING, TrainingSettings
+from gridvlp.train.options import FINE_TUNING, TrainingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,11 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridvlp import json_files, json_values
+from gridvlp.data import json_files, json_values
+from gridvlp.data.image_ids import ImageIds, coco_id
 from gridvlp.errors import UserError
-from gridvlp.image_ids import ImageIds, coco_id
 from gridvlp.train.answers import NUMBER_WORDS, soft_score
-from gridvlp.train.leakage import minival
+from gridvlp.train.corpus.leakage import minival
 from gridvlp.train.tasks.task import Example, Reader, Task, json_text, percent
 
 if TYPE_CHECKING:

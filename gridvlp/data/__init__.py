@@ -1,0 +1,1 @@
+"""The official data sets on disk: JSON, image ids, names of photos."""

@@ -1,0 +1,1 @@
+"""How a long job behaves: run folder, device and precision, progress, prefetch, signals, skips."""

@@ -1,0 +1,1 @@
+"""The pre-training corpus: sources, selection, cache, order, leakage guard."""
