@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import user_cache, whole_folder
 from gridvlp.errors import UserError
 from gridvlp.extract.detector import MAX_ATTRIBUTES, NO_ATTRIBUTE
 from gridvlp.extract.vocabulary import Vocabulary
-from gridvlp.run.cache import made_whole, user_cache
 from gridvlp.run.skip_list import SkipList
 
 LARGEST_SIDE = (1 << 24) - 1  # of a photo; float32 holds every whole number up to it
@@ -290,7 +290,7 @@ def _write(folder: Path, told: Told, vocabulary: Vocabulary) -> None:
         "sha256": digest.hexdigest(),
     }
     try:
-        with made_whole(folder, "about.json") as temporary:
+        with whole_folder(folder, "about.json") as temporary:
             for name, values in arrays.items():
                 np.save(temporary / f"{name}.npy", values)
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")

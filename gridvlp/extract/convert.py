@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import write_text
 from gridvlp.data.photo_names import passed_over_text, photo_keys
 from gridvlp.errors import UserError
 from gridvlp.extract.convert_tsv import read_tsv
 from gridvlp.extract.export import KEYS, export, exported_keys
-from gridvlp.run.folder import write_text
 from gridvlp.run.progress import track
 from gridvlp.run.skip_list import SKIP_LIMIT, SkipList
 from gridvlp.store import FeatureStore, MapError, StoreWriter, canonical_key

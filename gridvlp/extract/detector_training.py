@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
+from gridvlp.atomic import write_text
 from gridvlp.errors import UserError
 from gridvlp.extract.annotations import Annotations
 from gridvlp.extract.backbone import load_strictly, new_architecture
@@ -37,7 +38,7 @@ from gridvlp.extract.options import TrainExtractorOptions
 from gridvlp.extract.visual_genome import read_visual_genome
 from gridvlp.extract.vocabulary import Vocabulary
 from gridvlp.run.devices import choose_precision
-from gridvlp.run.folder import RunFolder, write_text
+from gridvlp.run.folder import RunFolder
 from gridvlp.run.prefetch import Prefetch
 from gridvlp.run.process_end import end_process
 from gridvlp.run.progress import track

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from gridvlp.atomic import write_json
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import (
     STRIDE,
@@ -30,7 +31,6 @@ from gridvlp.extract.foreign_checkpoints import read_checkpoint, sha256_of
 from gridvlp.extract.options import BACKBONES, SIZE
 from gridvlp.extract.published import FILES, published_weights
 from gridvlp.run.devices import choose_device, choose_precision
-from gridvlp.run.folder import write_json
 
 FORMAT = 1
 RANDOM_CLASSES = 1600  # of a random detector: Visual Genome's

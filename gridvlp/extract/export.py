@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gridvlp.atomic import whole_file, write_text
 from gridvlp.data.photo_names import file_name
 from gridvlp.errors import UserError
-from gridvlp.run.folder import write_text
 from gridvlp.run.progress import track
 from gridvlp.run.skip_list import SkipList
 from gridvlp.store import DamagedMap, FeatureStore
@@ -106,17 +103,11 @@ def _export(store: FeatureStore, key: str, path: Path, report: ExportReport) -> 
             report.already_there += 1
             return
         arrays = _arrays(store, key)
-        unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                if store.kind == "regions":
-                    np.savez(file, allow_pickle=False, **arrays)
-                else:
-                    np.save(file, arrays["map"], allow_pickle=False)
-            os.replace(unfinished, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                unfinished.unlink()
+        with whole_file(path, sync=False) as temporary, temporary.open("wb") as file:
+            if store.kind == "regions":
+                np.savez(file, allow_pickle=False, **arrays)
+            else:
+                np.save(file, arrays["map"], allow_pickle=False)
     except DamagedMap as error:
         report.skipped.add(key, str(error))
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gridvlp.atomic import write_text
 from gridvlp.data.photo_names import passed_over_text
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import STRIDE
@@ -25,7 +26,7 @@ from gridvlp.extract.recipe import Recipe, RegionChoice, Resize
 from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
 from gridvlp.extract.selection import Item, select_items, stored_mismatch
 from gridvlp.extract.statistics import FeatureStatistics
-from gridvlp.run.folder import versions, write_text
+from gridvlp.run.environment import versions
 from gridvlp.run.progress import track
 from gridvlp.run.skip_list import SkipList
 from gridvlp.store import FeatureStore, MapError, StoreWriter

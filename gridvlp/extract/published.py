@@ -17,10 +17,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from gridvlp.atomic import user_cache, write_json
 from gridvlp.errors import UserError
 from gridvlp.extract.foreign_checkpoints import sha256_of
-from gridvlp.run.cache import user_cache
-from gridvlp.run.folder import write_json
 from gridvlp.run.progress import track
 
 ADDRESS = "https://dl.fbaipublicfiles.com/grid-feats-vqa"

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import write_bytes
 from gridvlp.errors import UserError
 from gridvlp.report.charts import Chart, Line, chart, charts_of, is_accuracy
-from gridvlp.run.folder import short_commit
+from gridvlp.run.environment import short_commit
 from gridvlp.run.progress import track
 
 SHOWN = 12  # examples right, and as many wrong
@@ -118,7 +119,7 @@ def write_report(
     if not read:
         raise UserError("Name a run folder, as in `gridvlp report runs/finetune-vqa`.")
     environment = Environment(
-        loader=PackageLoader("gridvlp", "."),
+        loader=PackageLoader("gridvlp.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -133,10 +134,8 @@ def write_report(
             for note in evaluated.notes:
                 say(f"{run.name} {evaluated.split}: {note}")
     path = out or (read[0].path / "report.html" if len(read) == 1 else Path("report.html"))
-    unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
-        unfinished.replace(path)
+        write_bytes(path, page.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     return path

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import whole_file
 from gridvlp.errors import UserError
 from gridvlp.store import FeatureStore
 
@@ -162,10 +162,9 @@ def draw_answer(
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        figure.savefig(unfinished, dpi=110, format="png")
-        os.replace(unfinished, path)
+        with whole_file(path, sync=False) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gridvlp.atomic import write_json
 from gridvlp.errors import UserError
 from gridvlp.extract.options import ExtractOptions, TrainExtractorOptions
 from gridvlp.reproduce.scales import CHOSEN, Scale, option_field
 from gridvlp.reproduce.tables import Row
-from gridvlp.run.folder import environment, short_commit, write_json
+from gridvlp.run.environment import environment, short_commit
 from gridvlp.store import FeatureStore
 from gridvlp.train.options import (
     FINE_TUNING,

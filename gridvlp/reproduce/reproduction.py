@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gridvlp.atomic import write_json, write_text
 from gridvlp.errors import UserError
 from gridvlp.reproduce.engine import Engine, Score
 from gridvlp.reproduce.processes import in_processes
 from gridvlp.reproduce.results import markdown, summarize
 from gridvlp.reproduce.scales import Scale
 from gridvlp.reproduce.tables import TABLES, Row, Table
-from gridvlp.run.folder import environment, write_json, write_text
+from gridvlp.run.environment import environment
 from gridvlp.train.options import FINE_TUNING
 from gridvlp.train.tasks import get_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from gridvlp.run.folder import short_commit
+from gridvlp.run.environment import short_commit
 
 PHOTO = "one photo of 640 x 480 pixels, batch 1; the paper's are of a V100."
 TIMES = f"Times are of full-width encoders on {PHOTO}"

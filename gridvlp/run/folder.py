@@ -12,28 +12,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-import gridvlp
+from gridvlp.atomic import sync_folder, sync_tree, write_json, write_text
 from gridvlp.errors import UserError
+from gridvlp.run.environment import environment
 from gridvlp.run.signals import interrupts_held
-from gridvlp.store.layout import sync_folder, sync_tree
-
-VERSIONED = (
-    *("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "tokenizers"),
-    *("accelerate", "numpy", "zarr", "zstandard", "pillow"),
-)
 
 
 class RunFolder:
@@ -215,62 +205,6 @@ class RunFolder:
 
 def _with_origin(name: str, fact: Any) -> str:
     return f"{name} from {fact['from']}" if isinstance(fact, dict) and "from" in fact else name
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine, as far as they can change a result."""
-    checkout = Path(gridvlp.__file__).parents[1]
-    commit = subprocess.run(
-        ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "gridvlp": gridvlp.__version__,
-        "commit": commit if (checkout / ".git").exists() else None,
-        "python": platform.python_version(),
-        "versions": versions(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def short_commit(environment: dict[str, Any]) -> str | None:
-    """The commit of an ``environment`` as a page shows it; None where it is not known."""
-    commit = environment.get("commit")
-    if not isinstance(commit, str) or not commit:
-        return None
-    return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
-
-
-def versions() -> dict[str, str]:
-    """The versions of the libraries that can change a result, as far as they are installed."""
-    found = {}
-    for name in VERSIONED:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _step_of(line: str) -> float:

@@ -1,25 +1,21 @@
-"""Whole files or none: written under another name, then renamed."""
+"""The files of a world: each whole, in folders made for it."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Make ``path`` with ``write``, which is given the name to write to; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+from gridvlp.atomic import whole_file
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -29,16 +25,19 @@ def write_json(path: Path, value: object) -> None:
 
 def link_or_copy(source: Path, path: Path) -> None:
     """The same file under a second name: one copy on disk where the file system allows it."""
-    write_atomically(path, lambda temporary: _link_or_copy(source, temporary))
+    with new_file(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which becomes ``path``; folders are made.
 
-
-def _link_or_copy(source: Path, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    try:
-        os.link(source, path)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, path)
+    No sync: a world that a power cut damages is made again in a minute.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, sync=False) as temporary:
+        yield temporary

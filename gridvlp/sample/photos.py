@@ -13,7 +13,7 @@ from signal import SIG_IGN, SIGINT, signal
 import numpy as np
 
 from gridvlp.run.progress import track
-from gridvlp.sample.files import write_atomically
+from gridvlp.sample.files import new_file
 from gridvlp.sample.render import Box, box_of, render
 from gridvlp.sample.scene import Scene, draw_scene
 
@@ -142,8 +142,9 @@ def _processors() -> int:
 def _render_one(job: Job) -> list[Box]:
     scene, path, seed = job
     photo, seen_HW = render(scene, np.random.default_rng(seed))
-    if path.suffix == ".png" and seed[-1] % PNG_SHARE == 0:
-        write_atomically(path, lambda name: photo.save(name, format="PNG", compress_level=1))
-    else:
-        write_atomically(path, lambda name: photo.save(name, format="JPEG", quality=QUALITY))
+    with new_file(path) as temporary:
+        if path.suffix == ".png" and seed[-1] % PNG_SHARE == 0:
+            photo.save(temporary, format="PNG", compress_level=1)
+        else:
+            photo.save(temporary, format="JPEG", quality=QUALITY)
     return [box_of(seen_HW, number) for number in range(len(scene.things))]

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import write_bytes
 from gridvlp.store.attributes import StoreAttributes, read_attributes
 from gridvlp.store.chunks import decode, encode
 from gridvlp.store.errors import StoreError, StoreUnreachable
 from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import check_seal, parse_json, sealed, write_whole
+from gridvlp.store.layout import check_seal, parse_json, sealed
 from gridvlp.store.numbers import KEPT_AS
 from gridvlp.store.regions import UNKNOWN_CLASS, UNKNOWN_SCORE
 
@@ -148,7 +149,7 @@ def grow(store: Path, arrays: Iterable[Array], chunks: int) -> None:
         rows = chunks * array.chunk_rows
         if document["shape"][0] < rows:
             document["shape"][0] = rows
-            write_whole(file, sealed(document), shared=True)
+            write_bytes(file, sealed(document))
 
 
 def _check_metadata(array: Array, document: Any) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
+from gridvlp.atomic import sync_folder, sync_tree
 from gridvlp.store.arrays import Array, store_arrays
 from gridvlp.store.attributes import StoreAttributes, checked_encoder
 from gridvlp.store.errors import StoreError
@@ -24,8 +25,6 @@ from gridvlp.store.layout import (
     SHARD_CHUNKS,
     rows_taken,
     sealed,
-    sync_folder,
-    sync_tree,
 )
 from gridvlp.store.numbers import KEPT_AS
 

@@ -18,12 +18,9 @@ crossing a shard. A run of consecutive rows is therefore a random sample of the 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -130,55 +127,6 @@ def index_files(path: Path) -> list[Path]:
 def numbered(folder: Path, shard: int) -> Path:
     """The file of a shard in index/ or facts/."""
     return folder / f"{shard:06}.jsonl"
-
-
-def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
-    """Write a file that is there whole or not at all, also after a power cut.
-
-    Args:
-        path: the file.
-        content: of it.
-        shared: others may write the same file at this moment.
-    """
-    own = f".{uuid.uuid4().hex}" if shared else ""
-    temporary = path.with_name(f".{path.name}{own}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def make_folders(path: Path) -> None:
-    """Make a folder and those above it, so that they outlast a power cut."""
-    if not path.is_dir():
-        make_folders(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Let the names in a folder outlast a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def sync_tree(path: Path) -> None:
-    """Let everything in a folder outlast a power cut."""
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with (Path(folder) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(folder))
 
 
 def checked_lines(value: Any) -> bytes:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from gridvlp.atomic import whole_file
 from gridvlp.store.arrays import StoreLayout
 from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import sync_folder
 from gridvlp.store.map_index import MapIndex, binding_bytes, check_index
 
 PACKED = "index.bin"
@@ -75,18 +72,9 @@ def write_packed(folder: Path, index: MapIndex, layout: StoreLayout) -> None:
     parts = [_head(layout), counts.tobytes()]
     parts += [getattr(index, name).astype(kind).tobytes() for name, kind in COLUMNS.items()]
     content = b"".join(parts)
-    temporary = folder / f".index.{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.write(google_crc32c.value(content).to_bytes(4, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / PACKED)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_folder(folder)
+    with whole_file(folder / PACKED) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.write(google_crc32c.value(content).to_bytes(4, "little"))
 
 
 def _head(layout: StoreLayout) -> bytes:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gridvlp.atomic import make_folders, write_bytes
 from gridvlp.store.errors import StoreError
 from gridvlp.store.files import LocalFiles, RemoteFiles
-from gridvlp.store.layout import checked_json, checked_lines, make_folders, write_whole
+from gridvlp.store.layout import checked_json, checked_lines
 from gridvlp.store.recipe import recipe_digest
 
 FOLDER = "versions"
@@ -30,7 +31,7 @@ def record_versions(store: Path, versions: Mapping[str, str]) -> list[dict[str, 
         try:
             make_folders(store / FOLDER)
             content = checked_lines(dict(sorted(own.items())))
-            write_whole(store / FOLDER / name, content, shared=True)
+            write_bytes(store / FOLDER / name, content)
         except OSError as error:
             raise StoreError(f"{store} cannot be written: {error}.") from error
     return [others for others in recorded if others != own]

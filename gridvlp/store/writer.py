@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gridvlp.atomic import make_folders, write_bytes
 from gridvlp.run.signals import interrupts_held
 from gridvlp.store.arrays import grow, read_layout
 from gridvlp.store.creation import StoreExists, begin_store
@@ -26,9 +27,7 @@ from gridvlp.store.layout import (
     digest,
     grid_order,
     index_files,
-    make_folders,
     rows_taken,
-    write_whole,
 )
 from gridvlp.store.locks import WriterLock, claim_shard, free_shard, short_lock
 from gridvlp.store.map_index import ShardBinding
@@ -314,14 +313,14 @@ class StoreWriter:
             file = self.path / array.file(shard)
             make_folders(file.parent)
             content, tail = shard_bytes(self._chunks[name], self._layout.shard_chunks)
-            write_whole(file, content)
+            write_bytes(file, content, own=False)
             tails[name] = (len(content), digest(tail))
         facts = checked_lines(self._facts)
-        write_whole(self.path / shard_file("facts", shard), facts)
+        write_bytes(self.path / shard_file("facts", shard), facts, own=False)
         starts = [shard * rows + start for start in self._columns["start"]]
         binding = ShardBinding(digest(facts), tails)
         entry = index_entry({**self._columns, "start": starts}, binding, self._layout)
-        write_whole(self.path / shard_file("index", shard), checked_lines(entry))
+        write_bytes(self.path / shard_file("index", shard), checked_lines(entry), own=False)
 
     def close(self) -> None:
         """Let others write; what was not flushed is dropped."""

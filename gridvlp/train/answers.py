@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
+from gridvlp.atomic import write_text
 from gridvlp.data import json_files, json_values
 from gridvlp.errors import UserError
 
@@ -87,11 +86,7 @@ class AnswerVocabulary(Sequence[str]):
 
     def save(self, path: str | Path) -> None:
         """Write a plain JSON list, atomically."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-        text = json.dumps(list(self.names), ensure_ascii=False, indent=0) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(Path(path), json.dumps(list(self.names), ensure_ascii=False, indent=0) + "\n")
 
 
 def most_frequent(weights: Mapping[str, float], most: int = PRETRAINING_ANSWERS) -> list[str]:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from gridvlp.atomic import write_json, write_text
 from gridvlp.errors import UserError
-from gridvlp.run.folder import write_json, write_text
 from gridvlp.store import FeatureStore
 from gridvlp.train.model.checkpoints import check_recipe, load_model, model_folder
 from gridvlp.train.model.fusion import TASK_MODELS, TaskModel, choose_attention

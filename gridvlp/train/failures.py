@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from gridvlp.errors import UserError
+from gridvlp.train.batch import Batch
 from gridvlp.train.options import TrainingSettings
-
-if TYPE_CHECKING:
-    from gridvlp.train.loop import Batch
 
 FLOAT16_MOST = torch.finfo(torch.float16).max
 

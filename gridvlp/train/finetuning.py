@@ -18,7 +18,8 @@ from gridvlp.errors import UserError
 from gridvlp.run.folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
-from gridvlp.train.loop import Losses, fit
+from gridvlp.train.batch import Losses
+from gridvlp.train.loop import fit
 from gridvlp.train.model.checkpoints import model_folder, row_facts, start_task
 from gridvlp.train.model.fusion import TASK_MODELS, TaskModel
 from gridvlp.train.options import FineTuningOptions

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
@@ -29,6 +29,7 @@ from gridvlp.run.progress import Tracker, track
 from gridvlp.run.seeding import seed_step
 from gridvlp.run.signals import interrupts_held
 from gridvlp.train.averaging import Average
+from gridvlp.train.batch import Batch, Losses
 from gridvlp.train.failures import describe, memory_ran_out, not_finite, out_of_memory
 from gridvlp.train.model.card import write_card
 from gridvlp.train.model.fusion import choose_attention, freeze_unused
@@ -39,26 +40,6 @@ WEIGHT_DECAY = 0.01  # LXMERT's BertAdam; none on biases and LayerNorms, as in B
 ADAM_EPS = 1e-6  # LXMERT's BertAdam; PyTorch's 1e-8 moves ten times as far at gradients of 1e-7
 LOG_STEPS = 10
 MOST_SKIPPED = 20  # in a row: from 65,536 the scale falls below 1, so it is not the scale's doing
-
-Losses = dict[str, tuple[Tensor, int]]
-"""Per objective: the summed loss, and the number of terms that it is the sum of."""
-
-
-class Batch(Protocol):
-    """What a step is made of; ``keys`` are named when the loss goes wrong."""
-
-    keys: list[str]
-    inputs: dict[str, Tensor | None]  # "grids_IGC" has a map for each of ``keys``
-
-    def to(self, device: torch.device) -> Any:
-        """The batch with its tensors on a device."""
-        ...
-
-    @property
-    def terms(self) -> dict[str, int]:
-        """Per objective, the number of terms in its loss."""
-        ...
-
 
 B = TypeVar("B", bound=Batch)
 

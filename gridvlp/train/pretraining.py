@@ -21,10 +21,11 @@ from gridvlp.errors import UserError
 from gridvlp.run.folder import RunFolder
 from gridvlp.store import FeatureStore
 from gridvlp.train.answers import AnswerVocabulary
+from gridvlp.train.batch import Losses
 from gridvlp.train.corpus.corpus import Corpus
 from gridvlp.train.corpus.order import EpochOrder
 from gridvlp.train.grids import read_grids
-from gridvlp.train.loop import Losses, fit
+from gridvlp.train.loop import fit
 from gridvlp.train.model.checkpoints import load_config, row_facts, start_pretraining
 from gridvlp.train.model.fusion import GridVLPConfig, GridVLPForPreTraining
 from gridvlp.train.options import PreTrainingOptions, micro_batch_size

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizer
 from transformers.utils import cached_file
 
+from gridvlp.atomic import write_text
 from gridvlp.errors import UserError, first_line
 from gridvlp.run.progress import track
 from gridvlp.train.corpus.corpus import Corpus
@@ -232,12 +231,8 @@ def corpus_tokenizer(corpus: Corpus) -> BertTokenizer:
         tokenizer = train_tokenizer(sentences)
         bar.advance(bar.total - bar.done)
     learned = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    with suppress(
-        OSError
-    ):  # a cache that cannot be written to costs the next start this time again
-        temporary.write_text("".join(f"{piece}\n" for piece, _ in learned), encoding="utf-8")
-        os.replace(temporary, path)
+    with suppress(OSError):  # a cache that cannot be written costs the next start this time again
+        write_text(path, "".join(f"{piece}\n" for piece, _ in learned))
     return tokenizer
 
 

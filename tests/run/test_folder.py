@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gridvlp.atomic import whole_folder, write_json, write_text
 from gridvlp.errors import UserError
 from gridvlp.run import cache
-from gridvlp.run.cache import made_whole
-from gridvlp.run.folder import RunFolder, write_json, write_text
+from gridvlp.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_processes_with_one_number_do_not_meet_in_a_temporary_folder(tmp_path, m
     """Containers on one disk have equal process numbers."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     folder = tmp_path / "made"
-    with made_whole(folder, "mark") as one, made_whole(folder, "mark") as other:
+    with whole_folder(folder, "mark") as one, whole_folder(folder, "mark") as other:
         assert one != other
         (one / "mark").write_text("one")
         (other / "mark").write_text("other")
@@ -72,7 +72,7 @@ def test_processes_with_one_number_do_not_meet_in_a_temporary_folder(tmp_path, m
 
 
 def test_what_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="no"), made_whole(tmp_path / "made", "mark"):
+    with pytest.raises(ValueError, match="no"), whole_folder(tmp_path / "made", "mark"):
         raise ValueError("no")
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file", "\ud800")

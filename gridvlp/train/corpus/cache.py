@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from gridvlp.atomic import user_cache, whole_folder
 from gridvlp.data import json_files, json_values
 from gridvlp.data.image_ids import ImageIds
 from gridvlp.errors import UserError
-from gridvlp.run.cache import made_whole, user_cache
 from gridvlp.train.corpus.leakage import Guard, guard_files
 from gridvlp.train.corpus.sources import READERS, Pair, source_files
 
@@ -53,7 +53,7 @@ def cached(data: Path, sources: list[str], cache: Path) -> Path:
     if (folder / "corpus.json").is_file():
         return folder
     try:
-        with made_whole(folder, "corpus.json") as temporary:
+        with whole_folder(folder, "corpus.json") as temporary:
             _write(temporary, data, files, everything)
     except OSError as error:
         raise UserError(

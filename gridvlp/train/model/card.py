@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gridvlp.run.folder import write_text
+from gridvlp.atomic import write_text
 
 LICENSE = (
     "The weights are not under the licence of gridvlp: what may be done with them follows from the "

@@ -6,17 +6,16 @@ A new task is one file with one subclass of ``Task`` (docs/tasks.md).
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import uuid4
 
 import numpy as np
 
+from gridvlp.atomic import write_text
 from gridvlp.data import json_values
 from gridvlp.data.image_ids import first_present
 from gridvlp.errors import UserError
@@ -326,12 +325,9 @@ class Task(ABC):
                 "of a split an id may occur once."
             )
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
-            temporary.write_text(self.submission(ids, answers), encoding="utf-8")
-            os.replace(temporary, path)
+            write_text(path, self.submission(ids, answers))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
     def labelled(
