@@ -4,9 +4,7 @@
     gridvlp evaluate snli_ve.py --split test
 """
 
-from gridvlp.data import json_files
-from gridvlp.data import json_values
-from gridvlp.train.tasks.task import Task, json_text, percent
+from gridvlp.tasks import Task, json_files, json_text, json_values, percent
 
 LABELS = ("contradiction", "entailment", "neutral")
 

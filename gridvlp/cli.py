@@ -33,9 +33,8 @@ from gridvlp.extract.options import (
     ExtractOptions,
     TrainExtractorOptions,
 )
-from gridvlp.run.process_end import end_process
 from gridvlp.run.progress import FIRST_PROCESS
-from gridvlp.run.signals import exit_code, termination_interrupts
+from gridvlp.run.signals import end_process, exit_code, termination_interrupts
 from gridvlp.run.skip_list import SKIP_LIMIT
 from gridvlp.train.options import (
     BERT_BASE,

@@ -40,10 +40,9 @@ from gridvlp.extract.vocabulary import Vocabulary
 from gridvlp.run.devices import choose_precision
 from gridvlp.run.folder import RunFolder
 from gridvlp.run.prefetch import Prefetch
-from gridvlp.run.process_end import end_process
 from gridvlp.run.progress import track
 from gridvlp.run.seeding import seed_step
-from gridvlp.run.signals import interrupts_held, termination_interrupts
+from gridvlp.run.signals import end_process, interrupts_held, termination_interrupts
 
 LOG_STEPS = 20
 MOMENTUM = 0.9  # Detectron2

@@ -1,12 +1,15 @@
-"""Ctrl-C and SIGTERM, between steps of training and never within one."""
+"""Ctrl-C and SIGTERM, between steps of training and never within one; the end of a process."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -73,3 +76,13 @@ def exit_code(error: BaseException) -> int:
     """The exit code of a command that was interrupted, by the shell's rule 128 + signal."""
     by_sigterm = isinstance(error, Termination) or isinstance(error.__cause__, Termination)
     return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
+
+
+def end_process(code: int = 0) -> NoReturn:
+    """End this process at once: all that it made has been written.
+
+    The interpreter's own end meets threads of gloo at times, which abort a run that is whole.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

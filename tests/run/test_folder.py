@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gridvlp import atomic
 from gridvlp.atomic import whole_folder, write_json, write_text
 from gridvlp.errors import UserError
-from gridvlp.run import cache
 from gridvlp.run.folder import RunFolder
 
 
@@ -68,7 +68,7 @@ def test_processes_with_one_number_do_not_meet_in_a_temporary_folder(tmp_path, m
         (other / "mark").write_text("other")
     assert (folder / "mark").read_text() == "other"  # the inner block ended first
     assert list(tmp_path.iterdir()) == [folder]
-    assert cache.user_cache()
+    assert atomic.user_cache()
 
 
 def test_what_fails_leaves_nothing(tmp_path):

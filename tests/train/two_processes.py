@@ -57,7 +57,7 @@ def _process(rank, port, folder, function, arguments):
     }
     import torch
 
-    from gridvlp.run.process_end import end_process
+    from gridvlp.run.signals import end_process
 
     torch.set_num_threads(1)
     try:

@@ -19,7 +19,7 @@ from gridvlp.train.pretraining import pretrain
 from gridvlp.train.tasks import get_task
 from tests.squares import colour_of
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "snli_ve.py"
+EXAMPLE = Path(__file__).parents[3] / "docs" / "snli_ve.py"
 
 
 def write_entailment(data: Path) -> None:
@@ -133,7 +133,7 @@ def test_fine_tuning_clips_where_lxmerts_does():
         ("x = 1", "it defines 0"),
         ("import nowhere_at_all", "does not run: ModuleNotFoundError"),
         (
-            "from gridvlp.train.tasks.task import Task\nclass Half(Task):\n    name = 'half'",
+            "from gridvlp.tasks import Task\nclass Half(Task):\n    name = 'half'",
             "lacks",
         ),
         ("from gridvlp.train.tasks.vqa import VQA", "it defines 0"),
