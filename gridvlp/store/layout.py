@@ -122,16 +122,6 @@ def _canonical_crc(document: dict[str, Any]) -> int:
     return int(google_crc32c.value(text.encode()))
 
 
-def index_files(path: Path) -> list[Path]:
-    """The index files of a store; there is one for each shard that counts."""
-    return sorted(file for file in (path / "index").glob("*.jsonl") if file.name[0] != ".")
-
-
-def numbered(folder: Path, shard: int) -> Path:
-    """The file of a shard in index/ or facts/."""
-    return folder / f"{shard:06}.jsonl"
-
-
 def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
     """Write a file that is there whole or not at all, also after a power cut.
 
