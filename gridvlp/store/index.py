@@ -52,7 +52,7 @@ def read_index(
         StoreError: an index file is damaged, or says what cannot be.
     """
     packed = _packed_or_none(files, layout)  # before the names: a writer may add to both
-    numbers = _listed_shards(files, layout)
+    numbers = listed_shards(files, layout)
     is_listed = isinstance(files, LocalFiles)
     if packed is not None and is_listed and not np.isin(packed.shards, numbers).all():
         packed = None  # the files of shards decide which of them count
@@ -105,7 +105,7 @@ def damaged_files(files: LocalFiles | RemoteFiles, layout: StoreLayout) -> dict[
         pass
     except (OSError, ValueError) as error:
         damaged[name] = f"{name} is damaged: {error}."
-    listed = _listed_shards(files, layout)
+    listed = listed_shards(files, layout)
     have = [] if packed is None else packed.shards.tolist()
     for number in sorted({*listed, *have}):
         full = f"{files.place}/{shard_file('index', number)}"
@@ -172,7 +172,7 @@ def _packed_or_none(files: LocalFiles | RemoteFiles, layout: StoreLayout) -> Map
         return None
 
 
-def _listed_shards(files: LocalFiles | RemoteFiles, layout: StoreLayout) -> list[int]:
+def listed_shards(files: LocalFiles | RemoteFiles, layout: StoreLayout) -> list[int]:
     """The shards that have an index file; over a URL, where nothing is listed, all that may."""
     try:
         names = files.names("index")

@@ -22,7 +22,6 @@ import hashlib
 import json
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -117,16 +116,6 @@ def _canonical_crc(document: dict[str, Any]) -> int:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return int(google_crc32c.value(text.encode()))
-
-
-def index_files(path: Path) -> list[Path]:
-    """The index files of a store; there is one for each shard that counts."""
-    return sorted(file for file in (path / "index").glob("*.jsonl") if file.name[0] != ".")
-
-
-def numbered(folder: Path, shard: int) -> Path:
-    """The file of a shard in index/ or facts/."""
-    return folder / f"{shard:06}.jsonl"
 
 
 def checked_lines(value: Any) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +19,20 @@ from gridvlp.store.arrays import grow, read_layout
 from gridvlp.store.creation import StoreExists, begin_store
 from gridvlp.store.errors import DuplicateKey, MapError, StoreError
 from gridvlp.store.files import LocalFiles, local_folder
-from gridvlp.store.index import drop_stale_packed, index_entry, pack_index, read_index, shard_file
+from gridvlp.store.index import (
+    drop_stale_packed,
+    index_entry,
+    listed_shards,
+    pack_index,
+    read_index,
+    shard_file,
+)
 from gridvlp.store.layout import (
     FORMAT_VERSION,
     canonical_key,
     checked_lines,
     digest,
     grid_order,
-    index_files,
     rows_taken,
 )
 from gridvlp.store.locks import WriterLock, claim_shard, free_shard, short_lock
@@ -65,7 +71,9 @@ class StoreWriter:
         self._facts: list[dict[str, Any]] = []
         self._used = 0
         drop_stale_packed(path)
-        self._free = _free_shards(path, *part)
+        number, parts = part
+        written = set(listed_shards(files, self._layout))
+        self._free = (n for n in itertools.count(number, parts) if n not in written)
         self._shard = next(self._free)
         self._known = self._stored_keys()
 
@@ -92,7 +100,8 @@ class StoreWriter:
                 regions of a photo.
             dtype: float16, bfloat16 or float32, to which numbers are rounded; or int8: a byte with
                 a scale for each channel of a map.
-            encoder: what made the maps, JSON values; "name" and "weights_sha256" identify it.
+            encoder: what made the maps, JSON values: all that can change a number. Only stores
+                whose encoders are equal are read as one (gridvlp.store.recipe).
             kind: "grids", or "regions" for features with boxes.
             part: as for ``open``.
             exist_ok: go on with the store that is there, if it has the same recipe (kind, dtype,
@@ -358,9 +367,3 @@ class StoreWriter:
                 self.flush()
         finally:
             self.close()
-
-
-def _free_shards(path: Path, part: int, parts: int) -> Iterator[int]:
-    """The numbers of a part's shards that are not written yet."""
-    written = {int(file.stem) for file in index_files(path)}
-    return (number for number in itertools.count(part, parts) if number not in written)

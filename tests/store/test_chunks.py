@@ -1,7 +1,10 @@
 """A chunk's frame: any Blosc reads it, and no changed byte goes unnoticed."""
 
+import struct
+
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -55,6 +58,32 @@ def test_a_frame_of_other_numbers_or_cut_or_longer_is_refused() -> None:
             decode(wrong, np.empty_like(numbers))
     with pytest.raises(ValueError, match="header"):
         decode(frame, np.empty(numbers.shape, "<u4"))
+
+
+def test_a_frame_without_a_checksum_of_its_content_is_refused() -> None:
+    """Nothing would protect its numbers."""
+    numbers = features("<f2")
+    planes = numbers.view("u1").reshape(-1, 2).T.tobytes()
+    for has_checksum in (True, False):
+        content = zstandard.ZstdCompressor(write_checksum=has_checksum).compress(planes)
+        sizes = (numbers.nbytes, numbers.nbytes, 24 + len(content), 20, len(content))
+        frame = struct.pack("<BBBBIIIII", 2, 1, 0x91, 2, *sizes) + content
+        found = np.empty_like(numbers)
+        if has_checksum:
+            decode(frame, found)
+            np.testing.assert_array_equal(found, numbers)
+        else:
+            with pytest.raises(ValueError, match="no checksum"):
+                decode(frame, found)
+
+
+def test_a_frame_is_that_of_its_checksum() -> None:
+    numbers = features("<f2")
+    frame, found = encode(numbers), np.empty_like(numbers)
+    decode(frame, found, frame[-4:])
+    for other in (b"\0\0\0\0", frame[-5:-1], frame[-3:]):
+        with pytest.raises(ValueError, match="not the one that its shard names"):
+            decode(frame, found, other)
 
 
 def test_it_is_smaller_than_zstd_and_blosc_make_it() -> None:

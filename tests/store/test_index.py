@@ -160,3 +160,15 @@ def test_opening_holds_nothing_per_map(tmp_path: Path) -> None:
     assert len(store) == 39_001
     assert used[1] - used[0] < 3 * 39_001  # the names of folders and a bit for each map while open
     np.testing.assert_array_equal(store.map("photo0"), grid_map(0))
+
+
+def test_other_files_in_the_folders_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write(path, range(2))
+    for name in ("notes.txt", "000000 (copy).jsonl", "1.jsonl", "0000001.jsonl", ".DS_Store"):
+        (path / "index" / name).write_text("mine")
+        (path / "facts" / name).write_text("mine")
+    assert_holds(FeatureStore(path), range(2))
+    assert verify(FeatureStore(path)) == {}
+    add(path, range(2, 3))
+    assert_holds(FeatureStore(path), range(3))
