@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from gridvlp.errors import UserError
@@ -33,6 +34,7 @@ CHOSEN = {
         TrainingSettings, less="seed", more="train_splits valid_split answers head loss"
     ),
 }
+SAMPLE_SCALE = Path(__file__).with_name("sample.yaml")
 RENAMED = {"source": "sources", "train_split": "train_splits"}  # options of fields
 
 
@@ -107,20 +109,12 @@ def scales(name: str) -> Scale:
 
     from gridvlp.sample import SETTINGS
 
+    numbers = yaml.safe_load(SAMPLE_SCALE.read_text(encoding="utf-8"))
     settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    # Its box head, res5 on each of 14 x 14 places, takes most of the time: it sees fewer boxes.
-    settings["train-extractor regions"] = {"roi-batch": 8, "iterations": 600, "eval-steps": 600}
-    settings["extract regions"] = {"proposals": 100}  # of 25 regions; describing them is the work
     cores = len(os.sched_getaffinity(0))
     return Scale(
-        settings,
-        width=0.25,
-        seeds=(0, 1, 2),
-        sizes={"600x1000": "144x256", "448x746": "108x192", "448x448": "108x108"},
-        # A map has at most 40 grids here: 64, 100 and 128 of 608 keep their ratio to each other.
-        grids={64: 16, 100: 25, 128: 32},
-        columns={"vqa minival": "vqa test", "vqa test-dev": "", "nlvr2 dev": "nlvr2 test1"},
-        images=1600,
+        settings | numbers.pop("settings"),
+        **{**numbers, "seeds": tuple(numbers["seeds"])},
         # Models this small gain little from a second thread; more would take much memory.
         processes=1 if torch.cuda.is_available() else min(cores, 4),
     )
