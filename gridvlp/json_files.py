@@ -172,8 +172,8 @@ class _Text:
         self._follow(block)
         text = self._tail + block
         if len(self._member) > 1:
-            half = self._tail[1 - len(self._member) :]  # of a name that is cut here
-            self._times += (half + block).count(self._member)
+            cut = self._tail[1 - len(self._member) :]  # of a name that is cut here
+            self._times += (cut + block).count(self._member)
             self._items = self._items or ITEM.search(text) is not None
         if half := HALF_PAIR.search(text):
             place = self.block_start - len(self._tail) + half.start()
