@@ -42,6 +42,7 @@ ESCAPE = re.compile(rb"\\.", re.DOTALL)
 # Half a surrogate pair with another character behind it, which yajl takes for the other half.
 HALF_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u(?:[^dD]|[dD][^c-fC-F])")
 NO_NAME = re.compile(rb'[{, \t\r\n]""[ \t\r\n]*:')  # a part of a path that ijson leaves out
+ITEM = re.compile(rb'item"[ \t\r\n]*:')
 NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
@@ -63,14 +64,12 @@ def elements(
         with _Text(path, b"[", advance) as text:
             yield from yajl2_c.items(text, "item", **text.options)
         return
-    # ijson knows a place by its path, which an object with a member "item" can have as well
-    with _Text(path, b"{", advance, (member, "item")) as text:
+    with _Text(path, b"{", advance, member) as text:
         empty = True
         for entry in yajl2_c.items(text, f"{member}.item", **text.options):
             empty = False
             yield entry
-    doubtful = empty or text.times[member] > 1 or text.times["item"]
-    if doubtful and not _has_list(path, member) and not optional:
+    if (empty or text.doubtful) and not _has_list(path, member) and not optional:
         raise UserError(f'{path} has no "{member}": is it the file that its name says?')
 
 
@@ -130,11 +129,12 @@ class _Text:
     """
 
     def __init__(
-        self, path: Path, opening: bytes, advance: Advance | None, watched: Sequence[str] = ()
+        self, path: Path, opening: bytes, advance: Advance | None, member: str = ""
     ) -> None:
         self.path, self.opening, self.advance = path, opening, advance
         self.options = {"use_float": True, "buf_size": CHUNK}
-        self.times = dict.fromkeys(watched, 0)  # how often a name, in quotes, went by
+        self._member, self._times = f'{member}"'.encode(), 0  # the end of a name in quotes
+        self._items = False
         self.block_start = 0
         self._tail = self._escape = b""
         self._begun = self._quoted = False
@@ -170,10 +170,11 @@ class _Text:
         if size and not block and self._quoted:  # of which yajl says nothing behind the value
             raise _not_json(self.path, REASONS["premature EOF"], self.block_start)
         self._follow(block)
-        for name in self.times:
-            mark = f'{name}"'.encode()
-            self.times[name] += (self._tail[1 - len(mark) :] + block).count(mark)
         text = self._tail + block
+        if len(self._member) > 1:
+            cut = self._tail[1 - len(self._member) :]  # of a name that is cut here
+            self._times += (cut + block).count(self._member)
+            self._items = self._items or ITEM.search(text) is not None
         if half := HALF_PAIR.search(text):
             place = self.block_start - len(self._tail) + half.start()
             raise _not_json(self.path, HALF, place)
@@ -183,6 +184,14 @@ class _Text:
         if self.advance is not None:
             self.advance(len(block))
         return block
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether ijson may have taken something else for an entry of the one list ``member``.
+
+        It knows a place by its path, which a second list of the name can have, and a member "item".
+        """
+        return self._times > 1 or self._items
 
     def _follow(self, block: bytes) -> None:
         """Count the brackets outside of quotes."""

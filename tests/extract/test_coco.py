@@ -251,6 +251,15 @@ def test_a_broken_image_is_left_out_and_named(
     assert told in "\n".join(data.counts.lines())
 
 
+def test_the_fingerprint_knows_what_the_numbers_mean(published: Path) -> None:
+    folders = photo_folders([published])
+    seen = {read_coco([published], folders).fingerprint}
+    for old, new in (('"Dog"', '"Hound"'), ("images/5.jpg", "5.jpg")):
+        published.write_text(published.read_text().replace(old, new))
+        seen.add(read_coco([published], folders).fingerprint)
+    assert len(seen) == 3
+
+
 def test_boxes_without_any_photo_are_counted(tmp_path: Path) -> None:
     boxes = [box(1, 3, [0, 0, 9, 9]), box(2, 3, [0, 0, 9, 9])]
     path = write(tmp_path / "vg" / "annotations" / "a.json", range(1, 3), boxes)
