@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from unittest import mock
@@ -49,6 +50,7 @@ def counting(where, name, counted):
 
     def count(*arguments):
         counted[name] += 1
+        time.sleep(1)  # in which the other process would come
         return original(*arguments)
 
     return mock.patch.object(where, name, count)
