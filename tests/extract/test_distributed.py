@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.extract.test_training import options as tiny_options
-from tests.extract.test_training import quiet, weights_of
+from tests.extract.test_detector_training import options as tiny_options
+from tests.extract.test_detector_training import quiet, weights_of
 
 from gridvlp.errors import UserError
 from gridvlp.extract.batches import Batches
