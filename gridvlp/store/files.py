@@ -44,6 +44,13 @@ def location(place: str | Path) -> str | Path:
     return Path(place)
 
 
+def without_query(place: str | Path) -> tuple[str, str]:
+    """A store's place as it may be shown, and its URL's query, which may be a password."""
+    text = str(place)
+    end = text.find("?") if text.lower().startswith("http") else -1  # elsewhere names may have it
+    return (text, "") if end < 0 else (text[:end].rstrip("/"), text[end:])
+
+
 def local_folder(place: str | Path) -> Path:
     """The folder of a store that is to be written.
 
@@ -153,10 +160,7 @@ class RemoteFiles:
     """
 
     def __init__(self, url: str) -> None:
-        end = url.find("?") if url.lower().startswith("http") else -1  # elsewhere names may have it
-        end = len(url) if end < 0 else end
-        self.place = url[:end].rstrip("/")  # what messages say: a query may be a password
-        self._query = url[end:]
+        self.place, self._query = without_query(url.rstrip("/") if "?" not in url else url)
         self._opened: tuple[int, Any] = (0, None)  # process, file system
         self._files()  # a kind that cannot be read is said at once
 

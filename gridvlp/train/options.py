@@ -93,6 +93,13 @@ BERT_BASE: dict[str, Any] = {
 FREE = ("training", "run", "other_recipe")  # what does not decide a run's result by itself
 
 
+def _recorded(features: tuple[str | Path, ...]) -> list[str]:
+    """The stores without the signature of a URL, which is secret and changes between resumes."""
+    from gridvlp.store.files import without_query
+
+    return [without_query(place)[0] for place in features]
+
+
 @dataclass(frozen=True)
 class PreTrainingOptions:
     """What ``gridvlp pretrain`` is told; the defaults are the paper's (4.2) where it gives them."""
@@ -150,7 +157,7 @@ class PreTrainingOptions:
         named = {k: v for k, v in vars(self).items() if k not in (*FREE, *BERT_BASE)}
         if self.init is None:  # otherwise the checkpoint decides
             named |= self.sizes
-        return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
+        return {**named, "features": _recorded(self.features), **self.training.identity()}
 
 
 @dataclass(frozen=True)
@@ -180,4 +187,4 @@ class FineTuningOptions:
     def identity(self) -> dict[str, Any]:
         """What decides the result; a resumed run must have the same."""
         named = {k: v for k, v in vars(self).items() if k not in FREE}
-        return {**named, "features": [str(p) for p in self.features], **self.training.identity()}
+        return {**named, "features": _recorded(self.features), **self.training.identity()}

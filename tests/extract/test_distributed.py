@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.extract.test_detector_training import options as tiny_options
-from tests.extract.test_detector_training import quiet, weights_of
 
 from gridvlp.errors import UserError
 from gridvlp.extract.batches import Batches
@@ -21,6 +19,8 @@ from gridvlp.extract.detector_training import train_extractor
 from gridvlp.extract.encoder import read_weights, save_encoder
 from gridvlp.extract.options import TrainExtractorOptions
 from gridvlp.extract.visual_genome import read_visual_genome
+from tests.extract.test_detector_training import options as tiny_options
+from tests.extract.test_detector_training import quiet, weights_of
 
 
 def options(visual_genome: Path, run: Path, **changes: Any) -> TrainExtractorOptions:

@@ -237,3 +237,13 @@ def test_every_epsilon_is_that_of_lxmerts_adam(options, monkeypatch):
     pretrain(options, silent)
     assert {group["eps"] for groups in seen for group in groups} == {1e-6}
     assert pretraining.fit is training.fit
+
+
+def test_the_signature_of_a_url_is_not_recorded():
+    from gridvlp.train.options import FINE_TUNING, FineTuningOptions, PreTrainingOptions
+
+    places = ("https://host/store.zarr?sig=secret", "s3://bucket/odd?name.zarr", "a/b.zarr")
+    expected = ["https://host/store.zarr", "s3://bucket/odd?name.zarr", "a/b.zarr"]
+    assert PreTrainingOptions(places).identity()["features"] == expected
+    tuning = FineTuningOptions("vqa", places, FINE_TUNING["vqa"])
+    assert tuning.identity()["features"] == expected
