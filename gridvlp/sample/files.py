@@ -39,5 +39,6 @@ def new_file(path: Path) -> Iterator[Path]:
     No sync: a world that a power cut damages is made again in a minute.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, sync=False) as temporary:
+    with whole_file(path, own=False, sync=False) as temporary:
+        temporary.unlink(missing_ok=True)  # half a file of a call that was killed
         yield temporary
