@@ -621,7 +621,7 @@ def test_what_was_made_before_too_many_bad_photos_is_kept(
 ) -> None:
     for number in range(3):
         (photo_folder / "b" / f"z{number}.png").write_bytes(b"junk")
-    with pytest.raises(UserError, match="3 inputs in a row .* is kept"):
+    with pytest.raises(UserError, match=r"3 inputs in a row .* is kept"):
         extract(options(tmp_path, skip_limit=3), quiet)
     assert len(FeatureStore(tmp_path / "store.zarr")) == 12
 
