@@ -59,7 +59,7 @@ def select_items(
     kept = {path for item in items for path in item.paths}
     for path, first in copies.items():
         if first in kept:
-            skipped.note(str(path), f"the same key as {first}")
+            skipped.note(str(path), f"a second file of one photo: the same key as {first}")
     return items, sum(len(item.paths) - 1 for item in items)
 
 
@@ -134,10 +134,10 @@ def stored_mismatch(item: Item, record: Mapping[str, Any]) -> str | None:
     tail = Path(source).parts[-2:]
     if any(path.parts[-2:] == tail for path in item.paths):
         return (
-            f"the file has changed since it was extracted ({size:,} bytes then, {sizes[0]:,} now): "
-            "extract it into another store"
+            "the file has changed since it was extracted; extract it into another store: "
+            f"{size:,} bytes then, {sizes[0]:,} now"
         )
     return (
-        f"the store has another photo under the key {item.key} ({source}): extract the folders of "
-        "both in one command, which tells them apart, into another store"
+        "the store has another photo under its key; extract the folders of both in one command, "
+        f"which tells them apart, into another store: {item.key} is of {source}"
     )

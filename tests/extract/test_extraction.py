@@ -22,10 +22,12 @@ from PIL import Image
 from gridvlp.errors import UserError
 from gridvlp.extract import extraction
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
-from gridvlp.extract.extraction import extract, skipped_file
+from gridvlp.extract.encoding import encode_items
+from gridvlp.extract.extraction import extract
 from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.photos import find_photos, read_photo
 from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.run.skip_list import skipped_file
 from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.store.verification import verify
 
@@ -518,7 +520,8 @@ def test_photos_of_one_name_in_two_folders_are_two_photos(
     shutil.copy(three, tmp_path / "cams" / "cam1" / "0002.png")
     report = extract(options(tmp_path, images=(tmp_path / "cams",)), quiet)
     assert (report.found, report.written) == (4, 3)
-    assert list(report.skipped.values()) == [f"the same key as {tmp_path}/cams/cam1/0001.png"]
+    (reason,) = report.skipped.values()
+    assert reason.endswith(f"the same key as {tmp_path}/cams/cam1/0001.png")
     found = maps_of(report.store)
     assert list(found) == ["cam1/0001", "0002", "cam2/0001"]
     alone = extract(options(tmp_path, images=(one, two), out=tmp_path / "alone.zarr"), quiet)
@@ -535,7 +538,7 @@ def test_another_photo_never_passes_for_one_that_is_there(
         (tmp_path / folder).mkdir()
         shutil.copy(source, tmp_path / folder / "0001.png")
     extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
-    with pytest.raises(UserError, match="another photo under the key 0001"):
+    with pytest.raises(UserError, match=r"another photo under its key.*: 0001 is of"):
         extract(options(tmp_path, images=(tmp_path / "cam2",)), quiet)
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "cam1" / "0001.png", tmp_path / "moved" / "0001.png")
@@ -613,6 +616,68 @@ def test_wrong_weights_stop_the_work_with_the_question(
     with pytest.raises(UserError, match="None of the 12 photos"):
         extract(options(tmp_path, skip_limit=0), quiet)
     assert skipped_file(tmp_path / "store.zarr").read_text().count("\n") == 12
+
+
+def test_a_refused_extraction_leaves_the_list_of_the_last_one(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    (photo_folder / "a" / "z.png").write_bytes(b"junk")
+    report = extract(options(tmp_path), quiet)
+    with pytest.raises(UserError, match="another recipe"):
+        extract(options(tmp_path, size="32x64"), quiet)
+    assert "z.png" in skipped_file(report.store).read_text()
+
+
+def test_a_store_may_be_the_working_folder(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = extract(options(tmp_path), quiet)
+    monkeypatch.chdir(report.store)
+    assert extract(options(tmp_path, out=Path()), quiet).already_there == 12
+    monkeypatch.chdir(photo_folder)
+    with pytest.raises(UserError, match="no feature store"):
+        extract(options(tmp_path, out=Path()), quiet)
+
+
+def test_each_kind_of_skipped_photo_is_one_line_of_the_report(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(options(tmp_path), quiet)
+    for number, photo in enumerate(sorted(photo_folder.rglob("*.png"))[1:]):
+        photo.write_bytes(photo.read_bytes() + bytes(1 + number))
+    (photo_folder / "b").rename(photo_folder / "c")
+    for name in ("new1.png", "new2.png"):
+        Image.new("RGB", (64, 64), "white").save(photo_folder / name)
+    monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Scaled(float("inf")))
+    report = extract(options(tmp_path), quiet)
+    assert [(count, reason.split()[1]) for reason, count in report.skip_list.kinds()] == [
+        (6, "store"),
+        (5, "file"),
+        (2, "map"),
+    ]
+
+
+def test_what_was_made_before_too_many_bad_photos_is_kept(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (photo_folder / "b" / f"z{number}.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"3 inputs in a row .* is kept"):
+        extract(options(tmp_path, skip_limit=3), quiet)
+    assert len(FeatureStore(tmp_path / "store.zarr")) == 12
+
+
+def test_what_was_made_before_memory_ran_out_is_kept(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def six(*arguments: Any) -> Iterator[Any]:
+        yield from islice(encode_items(*arguments), 6)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(extraction, "encode_items", six)
+    with pytest.raises(UserError, match="too little memory"):
+        extract(options(tmp_path), quiet)
+    assert len(FeatureStore(tmp_path / "store.zarr")) == 6
 
 
 def test_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
