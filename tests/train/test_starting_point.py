@@ -8,8 +8,7 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from gridvlp.errors import UserError
-from gridvlp.train import loop as training
-from gridvlp.train import pretraining
+from gridvlp.train import loop, pretraining
 from gridvlp.train.finetuning import finetune
 from gridvlp.train.model.checkpoints import load_config
 from gridvlp.train.options import FineTuningOptions, PreTrainingOptions
@@ -68,7 +67,7 @@ def stop_after_a_step(monkeypatch, run):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", stop)
+        patch.setattr(loop._Training, "_step", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
 
@@ -232,11 +231,16 @@ def test_fine_tuning_notices_another_vocabulary_in_the_pre_trained_folder(
 
 def test_every_epsilon_is_that_of_lxmerts_adam(options, monkeypatch):
     seen = []
-    step = training._step
-    monkeypatch.setattr(training, "_step", lambda *a: seen.append(a[1].param_groups) or step(*a))
+    step = loop._Training._step
+
+    def watched(self, *arguments):
+        seen.append(self.optimizer.param_groups)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(loop._Training, "_step", watched)
     pretrain(options, silent)
     assert {group["eps"] for groups in seen for group in groups} == {1e-6}
-    assert pretraining.fit is training.fit
+    assert pretraining.fit is loop.fit
 
 
 def test_the_signature_of_a_url_is_not_recorded():
