@@ -126,7 +126,10 @@ class Told:
     words_N: array[int] = field(default_factory=lambda: array("i"))
     crowd_N: array[int] = field(default_factory=lambda: array("b"))
     broken: SkipList = field(
-        default_factory=lambda: SkipList(question="are these the annotations of the photos?")
+        default_factory=lambda: SkipList(
+            question="are these the annotations of the photos?",
+            advice="Download the file again, or mend those entries.",
+        )
     )
 
     def vocabulary(self, objects: int, attributes: int) -> Vocabulary:

@@ -58,7 +58,12 @@ def export(store: FeatureStore, folder: Path, say: Callable[[str], object] = pri
     Raises:
         UserError: too many maps are damaged, or the disk refuses.
     """
-    report = ExportReport(folder, skipped=SkipList(question="is the store whole?"))
+    report = ExportReport(
+        folder,
+        skipped=SkipList(
+            question="is the store whole?", advice="`gridvlp verify` names what is damaged."
+        ),
+    )
     suffix = ".npz" if store.kind == "regions" else ".npy"
     keys = store.keys()
     names = {key: file_name(key, suffix) for key in keys}

@@ -9,7 +9,7 @@ from pathlib import Path
 from gridvlp.atomic import write_text
 from gridvlp.errors import UserError
 
-SKIP_LIMIT = 100  # in a row; of at least as many, more than half
+SKIP_LIMIT = 100  # in a row; of at least twice as many, more than half
 
 
 class TooManySkipped(UserError):
@@ -25,13 +25,15 @@ class SkipList:
     the work stops, and what was done until then stays.
 
     Args:
-        limit: stop after so many in a row, or when they are more than half of at least as many
-            inputs; 0 never stops.
+        limit: stop after so many in a row, or when they are more than half of at least twice as
+            many inputs; 0 never stops.
         question: what a person would check when it stops, as "are these the right weights?".
+        advice: how to go on all the same.
     """
 
     limit: int = SKIP_LIMIT
     question: str = "is this the right folder?"
+    advice: str = "What was done until here is kept; --skip-limit 0 goes on whatever is skipped."
     reasons: dict[str, str] = field(default_factory=dict)  # name -> reason
     used: int = 0
     failed: int = 0
@@ -66,8 +68,7 @@ class SkipList:
             raise TooManySkipped(
                 f"{self.in_a_row:,} inputs in a row and {self.failed:,} of {seen:,} were "
                 f"skipped, the last one {name}: {reason}. {self.question[0].upper()}"
-                f"{self.question[1:]} What was done until here is kept; --skip-limit 0 goes on "
-                "whatever is skipped."
+                f"{self.question[1:]} {self.advice}"
             )
 
     def write(self, path: Path) -> None:

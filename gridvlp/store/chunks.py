@@ -4,7 +4,7 @@ Zarr's core codec ``blosc`` (zstd, byte shuffle) reads it. It is made here becau
 zstd make at any level is a tenth larger and slower to unpack: in features almost nothing repeats
 but by chance, and each short repeat that an encoder takes costs more than its bytes' own codes. So
 zstd gets the smallest table and the longest least match, which leaves entropy coding, and each
-plane begins a block, with codes of its own (docs/benchmarks.md).
+plane begins a block, with codes of its own (docs/history.md).
 """
 
 from __future__ import annotations

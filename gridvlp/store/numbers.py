@@ -14,7 +14,7 @@ import numpy as np
 KEPT_AS = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "u1"}
 DTYPES = tuple(KEPT_AS)
 # 255 would halve the error, which at 127 is that of the encoder's own bfloat16 arithmetic, for a
-# tenth more bytes (docs/benchmarks.md)
+# tenth more bytes (docs/history.md)
 LEVELS = 127
 LEAST_SCALE = np.float16(2.0**-24)  # the smallest float16 above zero
 

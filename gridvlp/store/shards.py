@@ -2,7 +2,7 @@
 
 The bytes are those of Zarr's ``sharding_indexed`` codec, whose readers pass over the checksums.
 They are made and read here and not through Zarr, whose calls cost a small map more than its bytes
-do (docs/benchmarks.md), and whose thread pools hang in a forked child.
+do (docs/history.md), and whose thread pools hang in a forked child.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
 
     A step on a CPU allocates and frees its activations and gradients one by one. By default the
     large ones are fresh pages each time, which the kernel has to find and zero: at BERT-base sizes
-    a third of a step (docs/benchmarks.md). What the process holds at most stays as it is.
+    a third of a step (docs/history.md). What the process holds at most stays as it is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Dropout that costs a CPU a fifth of PyTorch's own (docs/benchmarks.md).
+"""Dropout that costs a CPU a fifth of PyTorch's own (docs/history.md).
 
 ``torch.nn.functional.dropout`` draws one Bernoulli variable per element. Here a 64-bit random
 number decides for four elements, 16 bits each: the share that is dropped is p to the nearest

@@ -366,7 +366,7 @@ def freeze_unused(model: PreTrainedModel) -> None:
 
 def choose_attention(model: PreTrainedModel, device: torch.device) -> None:
     """Plain matrix products on a CPU, where they train faster than PyTorch's fused attention at
-    the lengths of this model (docs/benchmarks.md); the fused one elsewhere.
+    the lengths of this model (docs/history.md); the fused one elsewhere.
     """
     chosen = PLAIN if device.type == "cpu" else FUSED
     model.set_attn_implementation(chosen)
