@@ -149,7 +149,10 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
             for name, reason in files.missing.items():
                 skipped.note(name, reason)
             report.found = len(items) + len(skipped)
-            _fill(writer, items, encoder, parse_size(size), report, options)
+            try:
+                _fill(writer, items, encoder, parse_size(size), report, options)
+            finally:
+                writer.flush()  # what is whole is kept, whatever ended the work
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{encoder.device} has too little memory: give a --batch-size below "

@@ -22,6 +22,7 @@ from PIL import Image
 from gridvlp.errors import UserError
 from gridvlp.extract import extraction
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
+from gridvlp.extract.encoding import encode_items
 from gridvlp.extract.extraction import extract, skipped_file
 from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.photos import find_photos, read_photo
@@ -613,6 +614,29 @@ def test_wrong_weights_stop_the_work_with_the_question(
     with pytest.raises(UserError, match="None of the 12 photos"):
         extract(options(tmp_path, skip_limit=0), quiet)
     assert skipped_file(tmp_path / "store.zarr").read_text().count("\n") == 12
+
+
+def test_what_was_made_before_too_many_bad_photos_is_kept(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (photo_folder / "b" / f"z{number}.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"3 inputs in a row .* is kept"):
+        extract(options(tmp_path, skip_limit=3), quiet)
+    assert len(FeatureStore(tmp_path / "store.zarr")) == 12
+
+
+def test_what_was_made_before_memory_ran_out_is_kept(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def six(*arguments: Any) -> Iterator[Any]:
+        yield from islice(encode_items(*arguments), 6)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(extraction, "encode_items", six)
+    with pytest.raises(UserError, match="too little memory"):
+        extract(options(tmp_path), quiet)
+    assert len(FeatureStore(tmp_path / "store.zarr")) == 6
 
 
 def test_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
