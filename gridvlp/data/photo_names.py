@@ -123,7 +123,7 @@ def _match(
         elif length < min(2, len(name)):
             reasons[name] = f"the file of that name is in another folder, {best[0].parent}"
         elif len(best) > 1:
-            reasons[name] = f"several files have that name, {best[0]} and {best[1]}"
+            reasons[name] = f"several files have that name: {best[0]} and {best[1]}"
         else:
             owners[best[0]].append(name)
     for file, rivals in owners.items():
@@ -132,7 +132,7 @@ def _match(
             continue
         texts = ["/".join(name) for name in rivals]
         for name in rivals:
-            reasons[name] = f"{texts[0]} and {texts[1]} both mean {file}"
+            reasons[name] = f"two names mean one file: {texts[0]} and {texts[1]} both mean {file}"
 
 
 def file_name(key: str, suffix: str) -> str:

@@ -281,7 +281,8 @@ def _fill(
             try:
                 writer.add(outcome.item.key, **encoded.features, **encoded.facts)
             except MapError as error:
-                report.skip_list.add(encoded.facts["source"], str(error))
+                reason = str(error).replace(f" of {outcome.item.key}", "", 1)
+                report.skip_list.add(encoded.facts["source"], reason)
                 continue
             report.skip_list.take()
             report.statistics.add(encoded.statistics)

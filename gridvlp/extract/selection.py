@@ -134,10 +134,10 @@ def stored_mismatch(item: Item, record: Mapping[str, Any]) -> str | None:
     tail = Path(source).parts[-2:]
     if any(path.parts[-2:] == tail for path in item.paths):
         return (
-            f"the file has changed since it was extracted ({size:,} bytes then, {sizes[0]:,} now): "
-            "extract it into another store"
+            "the file has changed since it was extracted; extract it into another store: "
+            f"{size:,} bytes then, {sizes[0]:,} now"
         )
     return (
-        f"the store has another photo under the key {item.key} ({source}): extract the folders of "
-        "both in one command, which tells them apart, into another store"
+        "the store has another photo under its key; extract the folders of both in one command, "
+        f"which tells them apart, into another store: {item.key} is of {source}"
     )

@@ -69,7 +69,10 @@ class SkipList:
             )
 
     def kinds(self) -> list[tuple[str, int]]:
-        """The reasons without what is particular to one input, the commonest first."""
+        """The reasons without what is particular to one input, the commonest first.
+
+        The particular is what comes after a colon or " as ".
+        """
         return Counter(map(_kind, self.reasons.values())).most_common()
 
 

@@ -536,7 +536,7 @@ def test_another_photo_never_passes_for_one_that_is_there(
         (tmp_path / folder).mkdir()
         shutil.copy(source, tmp_path / folder / "0001.png")
     extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
-    with pytest.raises(UserError, match="another photo under the key 0001"):
+    with pytest.raises(UserError, match=r"another photo under its key.*: 0001 is of"):
         extract(options(tmp_path, images=(tmp_path / "cam2",)), quiet)
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "cam1" / "0001.png", tmp_path / "moved" / "0001.png")
@@ -614,6 +614,24 @@ def test_wrong_weights_stop_the_work_with_the_question(
     with pytest.raises(UserError, match="None of the 12 photos"):
         extract(options(tmp_path, skip_limit=0), quiet)
     assert skipped_file(tmp_path / "store.zarr").read_text().count("\n") == 12
+
+
+def test_each_kind_of_skipped_photo_is_one_line_of_the_report(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(options(tmp_path), quiet)
+    for number, photo in enumerate(sorted(photo_folder.rglob("*.png"))[1:]):
+        photo.write_bytes(photo.read_bytes() + bytes(1 + number))
+    (photo_folder / "b").rename(photo_folder / "c")
+    for name in ("new1.png", "new2.png"):
+        Image.new("RGB", (64, 64), "white").save(photo_folder / name)
+    monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Scaled(float("inf")))
+    report = extract(options(tmp_path), quiet)
+    assert [(count, reason.split()[1]) for reason, count in report.skip_list.kinds()] == [
+        (6, "store"),
+        (5, "file"),
+        (2, "map"),
+    ]
 
 
 def test_what_was_made_before_too_many_bad_photos_is_kept(
