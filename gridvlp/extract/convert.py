@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp.atomic import write_text
 from gridvlp.data.photo_names import passed_over_text, photo_keys
 from gridvlp.errors import UserError
 from gridvlp.extract.convert_tsv import read_tsv
 from gridvlp.extract.export import KEYS, export, exported_keys
 from gridvlp.run.progress import track
-from gridvlp.run.skip_list import SKIP_LIMIT, SkipList
+from gridvlp.run.skip_list import SKIP_LIMIT, SkipList, skipped_file
 from gridvlp.store import FeatureStore, MapError, StoreWriter, canonical_key
 
 __all__ = ["ConvertReport", "convert", "export", "read_feature_file"]
@@ -38,11 +37,6 @@ class ConvertReport:
     bare_numbers: int = 0  # keys that may be COCO's, without the zeros of its file names
     passed_over: Counter[str] = field(default_factory=Counter)  # files by suffix
 
-    @property
-    def skipped_file(self) -> Path:
-        """Where each skipped input is listed with its reason."""
-        return self.store.with_name(f"{self.store.name}.skipped.txt")
-
     def lines(self) -> list[str]:
         """The report, to be printed."""
         lines = [
@@ -51,7 +45,7 @@ class ConvertReport:
         ]
         lines += [f"  skipped {count:,}: {reason}" for reason, count in self.skipped.kinds()]
         if self.skipped:
-            lines.append(f"  each is listed in {self.skipped_file}")
+            lines.append(f"  each is listed in {skipped_file(self.store)}")
         if self.passed_over:
             lines.append(passed_over_text(self.passed_over))
         if self.bare_numbers:
@@ -151,7 +145,7 @@ def convert(
                 writer.flush()  # what is whole is kept, whatever ended the work
             finally:
                 writer.close()
-        _list_skipped(report)
+        skipped.write(skipped_file(out))
     if not report.written and not report.already_there:
         if not skipped:
             raise UserError(f"{source} is empty.")
@@ -219,14 +213,6 @@ class _Selection:
     def take(self, photo: _Photo) -> None:
         """Leave out what has the same key from now on."""
         self.names[canonical_key(photo.key)] = photo.name
-
-
-def _list_skipped(report: ConvertReport) -> None:
-    lines = "".join(f"{name}\t{why}\n" for name, why in report.skipped.reasons.items())
-    try:
-        write_text(report.skipped_file, lines)
-    except OSError as error:
-        raise UserError(f"{report.skipped_file} cannot be written: {error.strerror}.") from error
 
 
 def _files(source: Path, files: Sequence[Path], channels_last: bool) -> Iterator[_Photo]:

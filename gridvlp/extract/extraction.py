@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from gridvlp.atomic import write_text
 from gridvlp.data.photo_names import passed_over_text
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import STRIDE
@@ -28,7 +27,7 @@ from gridvlp.extract.selection import Item, select_items, stored_mismatch
 from gridvlp.extract.statistics import FeatureStatistics
 from gridvlp.run.environment import versions
 from gridvlp.run.progress import track
-from gridvlp.run.skip_list import SkipList
+from gridvlp.run.skip_list import SkipList, skipped_file
 from gridvlp.store import FeatureStore, MapError, StoreWriter
 
 SAVE_SECONDS = 300.0  # at most this much work is lost to a kill
@@ -95,12 +94,6 @@ class ExtractReport:
         return lines
 
 
-def skipped_file(store: Path, part: tuple[int, int] | None = None) -> Path:
-    """Where the skipped files of the last extraction into a store, or its part k of n, are."""
-    which = f"-{part[0]}-of-{part[1]}" if part else ""
-    return store.with_name(f"{store.name}.skipped{which}.txt")
-
-
 def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> ExtractReport:
     """Encode photos into a store, new or begun; photos that are in it are passed over.
 
@@ -142,30 +135,32 @@ def extract(options: ExtractOptions, say: Callable[[str], object] = print) -> Ex
         passed_over=files.passed_over,
     )
     start = time.monotonic()
+    listed = skipped_file(options.out, options.part)
     try:
         with _open(options, encoder, recipe, say) as writer:
-            items, report.twins = select_items(files.paths, options.part, skipped)
-            report.keys = tuple(item.key for item in items)
-            for name, reason in files.missing.items():
-                skipped.note(name, reason)
-            report.found = len(items) + len(skipped)
             try:
+                items, report.twins = select_items(files.paths, options.part, skipped)
+                report.keys = tuple(item.key for item in items)
+                for name, reason in files.missing.items():
+                    skipped.note(name, reason)
+                report.found = len(items) + len(skipped)
                 _fill(writer, items, encoder, parse_size(size), report, options)
             finally:
+                report.seconds = time.monotonic() - start
                 writer.flush()  # what is whole is kept, whatever ended the work
+                skipped.write(listed)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{encoder.device} has too little memory: give a --batch-size below "
             f"{options.batch_size}; what is in {options.out} stays."
         ) from error
-    finally:
-        report.seconds = time.monotonic() - start
-        _list_skipped(report)
     if report.found and not report.written and not report.already_there:
+        name, reason = next(iter(skipped.reasons.items()))
+        if report.found == 1:
+            raise UserError(f"{name} cannot be used: {reason}.")
         raise UserError(
-            f"None of the {report.found} photos could be used: "
-            f"{next(iter(skipped.reasons.values()))}; each is listed in "
-            f"{skipped_file(options.out, options.part)}."
+            f"None of the {report.found} photos could be used: {reason}; each is listed in "
+            f"{listed}."
         )
     return report
 
@@ -242,15 +237,6 @@ def version_changes(earlier: list[dict[str, str]], now: dict[str, str]) -> list[
         for name, others in changed.items()
         if others
     ]
-
-
-def _list_skipped(report: ExtractReport) -> None:
-    listed = skipped_file(report.store, report.part)
-    lines = "".join(f"{path}\t{why}\n" for path, why in report.skipped.items())
-    try:
-        write_text(listed, lines)
-    except OSError as error:
-        raise UserError(f"{listed} cannot be written: {error.strerror}.") from error
 
 
 def _fill(

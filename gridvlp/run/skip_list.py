@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from gridvlp.atomic import write_text
 from gridvlp.errors import UserError
 
 SKIP_LIMIT = 100  # in a row; of at least as many, more than half
@@ -68,12 +70,31 @@ class SkipList:
                 "whatever is skipped."
             )
 
+    def write(self, path: Path) -> None:
+        """List each input in a file: its name, a tab and the reason.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in self.reasons.items())
+        try:
+            write_text(path, lines)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
     def kinds(self) -> list[tuple[str, int]]:
         """The reasons without what is particular to one input, the commonest first.
 
         The particular is what comes after a colon or " as ".
         """
         return Counter(map(_kind, self.reasons.values())).most_common()
+
+
+def skipped_file(store: Path, part: tuple[int, int] | None = None) -> Path:
+    """Where the inputs are listed that the last run skipped on a store, or its part k of n."""
+    which = f"-{part[0]}-of-{part[1]}" if part else ""
+    store = store if store.name else store.absolute()  # "." has none
+    return store.with_name(f"{store.name}.skipped{which}.txt")
 
 
 def _kind(reason: str) -> str:

@@ -23,10 +23,11 @@ from gridvlp.errors import UserError
 from gridvlp.extract import extraction
 from gridvlp.extract.encoder import FrozenEncoder, read_weights
 from gridvlp.extract.encoding import encode_items
-from gridvlp.extract.extraction import extract, skipped_file
+from gridvlp.extract.extraction import extract
 from gridvlp.extract.options import ExtractOptions
 from gridvlp.extract.photos import find_photos, read_photo
 from gridvlp.extract.statistics import FeatureStatistics
+from gridvlp.run.skip_list import skipped_file
 from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.store.verification import verify
 
@@ -614,6 +615,27 @@ def test_wrong_weights_stop_the_work_with_the_question(
     with pytest.raises(UserError, match="None of the 12 photos"):
         extract(options(tmp_path, skip_limit=0), quiet)
     assert skipped_file(tmp_path / "store.zarr").read_text().count("\n") == 12
+
+
+def test_a_refused_extraction_leaves_the_list_of_the_last_one(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    (photo_folder / "a" / "z.png").write_bytes(b"junk")
+    report = extract(options(tmp_path), quiet)
+    with pytest.raises(UserError, match="another recipe"):
+        extract(options(tmp_path, size="32x64"), quiet)
+    assert "z.png" in skipped_file(report.store).read_text()
+
+
+def test_a_store_may_be_the_working_folder(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = extract(options(tmp_path), quiet)
+    monkeypatch.chdir(report.store)
+    assert extract(options(tmp_path, out=Path()), quiet).already_there == 12
+    monkeypatch.chdir(photo_folder)
+    with pytest.raises(UserError, match="no feature store"):
+        extract(options(tmp_path, out=Path()), quiet)
 
 
 def test_each_kind_of_skipped_photo_is_one_line_of_the_report(
