@@ -59,7 +59,7 @@ def select_items(
     kept = {path for item in items for path in item.paths}
     for path, first in copies.items():
         if first in kept:
-            skipped.note(str(path), f"the same key as {first}")
+            skipped.note(str(path), f"a second file of one photo: the same key as {first}")
     return items, sum(len(item.paths) - 1 for item in items)
 
 

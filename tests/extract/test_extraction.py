@@ -520,7 +520,8 @@ def test_photos_of_one_name_in_two_folders_are_two_photos(
     shutil.copy(three, tmp_path / "cams" / "cam1" / "0002.png")
     report = extract(options(tmp_path, images=(tmp_path / "cams",)), quiet)
     assert (report.found, report.written) == (4, 3)
-    assert list(report.skipped.values()) == [f"the same key as {tmp_path}/cams/cam1/0001.png"]
+    (reason,) = report.skipped.values()
+    assert reason.endswith(f"the same key as {tmp_path}/cams/cam1/0001.png")
     found = maps_of(report.store)
     assert list(found) == ["cam1/0001", "0002", "cam2/0001"]
     alone = extract(options(tmp_path, images=(one, two), out=tmp_path / "alone.zarr"), quiet)
