@@ -829,7 +829,7 @@ def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None
     _need_stores(features)
     from gridvlp.train.finetuning import finetune as run
 
-    if _by_default("features"):
+    if _by_default("features") and options.features == (STORE,):
         splits = (
             *(options.train_splits or own.train_splits),
             options.valid_split or own.valid_split,
@@ -873,9 +873,11 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     from gridvlp.train.evaluation import evaluate as score
 
     split = split or own.test_split
-    if _by_default("features") and STORE.exists():
-        _complete_store(task, (split,), values["data"] or DATA)
     run = run or Path("runs") / f"finetune-{own.name}"
+    if values["features"] is None and STORE.exists() and (run / "run.json").is_file():
+        known = json.loads((run / "run.json").read_text())["options"]
+        if known["features"] == [str(STORE)]:
+            _complete_store(task, (split,), values["data"] or Path(known["data"]))
     outcome = score(task, split, run=run, say=click.echo, **values)
     if outcome.figures is None:
         click.echo("This split has no labels: no score.")
@@ -920,7 +922,7 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     "--size", show_default="the encoder's own", help="Shorter x longest side for --image."
 )
 @other_recipe_option
-@click.option("--top", default=5, help="Answers to show.")
+@click.option("--top", type=click.IntRange(1), default=5, help="Answers to show.")
 @click.option(
     "--picture", type=FOLDER, show_default="none", help="PNG that shows where the model looked."
 )
@@ -1074,13 +1076,17 @@ def _extract_photos(
     from gridvlp.train.model.checkpoints import load_config, model_folder
 
     recipe = load_config(model_folder(run)).grid_recipe if run.exists() else None
-    options = replace(EXTRACT, images=images, out=out, weights=weights)
+    distinct = tuple(dict.fromkeys(images))  # the two of a statement may be one photo
+    options = replace(EXTRACT, images=distinct, out=out, weights=weights)
     if recipe is not None:
         options = options_of_recipe(options, recipe)
     report = extract(options if size is None else replace(options, size=size), lambda line: None)
     for path, reason in report.skipped.items():
         raise UserError(f"{path} cannot be used: {reason}.")
-    return report.keys
+    if len(report.keys) != len(distinct):  # folders of photos
+        return report.keys
+    keys = dict(zip(distinct, report.keys, strict=True))
+    return tuple(keys[image] for image in images)
 
 
 # --- shared ----------------------------------------------------------------------------------
@@ -1118,11 +1124,11 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
     if not encoder.is_dir() or not importlib.util.find_spec("detectron2"):
         return
     store, own = FeatureStore(STORE), get_task(task)
-    about = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
-    if (
-        store.encoder.get("weights_sha256") != about["weights_sha256"]
-        or min(store.format_versions) < 5
-    ):
+    try:
+        sha256 = json.loads((encoder / "encoder.json").read_bytes())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no whole encoder
+    if store.encoder.get("weights_sha256") != sha256 or min(store.format_versions) < 5:
         return  # maps of another encoder, which this one's cannot join
     own.build_answers(data)
     wanted: set[str] = set()
@@ -1136,7 +1142,14 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
             folders.update(dict.fromkeys(own.photo_folders(data, split)))
     if not wanted:
         return
-    files = {path.stem: path for folder in folders for path in folder.rglob("*") if path.suffix}
+    from gridvlp.extract.photos import SUFFIXES
+    from gridvlp.store import canonical_key
+
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                files.setdefault(canonical_key(path.stem), path)
     photos = tuple(files[key] for key in sorted(wanted & files.keys()))
     if photos:
         click.echo(
