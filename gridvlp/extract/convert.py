@@ -242,6 +242,8 @@ def read_feature_file(path: Path, channels_last: bool = False) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, or holds no such array.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError("is not a file.")
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)

@@ -1,6 +1,7 @@
 """Feature files of others become a store and come back as they were."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -178,6 +179,16 @@ def test_too_many_bad_files_stop_and_what_was_written_stays(tmp_path, gridvlp):
     code, out, _ = gridvlp(*arguments, "--skip-limit", "0")
     assert code == 0
     assert "1 written, 1 there already, 12 skipped" in out
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    os.mkfifo(folder / "a.npy")
+    np.save(folder / "b.npy", np.ones((4, 2, 3), np.float32))
+    report = convert(folder, tmp_path / "s", "theirs")
+    assert report.written == 1
+    assert report.skipped.reasons == {str(folder / "a.npy"): "is not a file."}
 
 
 def test_a_folder_without_features_is_refused(tmp_path):
