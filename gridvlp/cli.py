@@ -453,7 +453,14 @@ def train_extractor(**values: Any) -> None:
 def extract(images: tuple[Path, ...], **values: Any) -> None:
     """Write the grid maps (or regions) of photos to a feature store."""
     if values["num_shards"] is None and values["shard"] is None and "WORLD_SIZE" in os.environ:
-        values |= {"num_shards": int(os.environ["WORLD_SIZE"]), "shard": int(os.environ["RANK"])}
+        try:
+            parts, part = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                "The environment has WORLD_SIZE, but not two numbers in WORLD_SIZE and RANK as "
+                "torchrun sets them: unset it, or give --num-shards and --shard."
+            ) from error
+        values |= {"num_shards": parts, "shard": part}
     options = ExtractOptions(images=tuple(map(_photos, images)), **values)
     from gridvlp.extract.extraction import extract as run
 

@@ -639,6 +639,17 @@ def test_a_store_may_be_the_working_folder(
         extract(options(tmp_path, out=Path()), quiet)
 
 
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x", "RANK": "0"}])
+def test_half_an_environment_of_torchrun_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gridvlp: Any, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = gridvlp("extract", "--images", tmp_path, "--out", tmp_path / "s.zarr")
+    assert code == 2
+    assert "WORLD_SIZE and RANK" in err
+
+
 def test_each_kind_of_skipped_photo_is_one_line_of_the_report(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
