@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,7 @@ def main() -> None:
     """Entry point: errors that a person can mend are one sentence and exit code 2."""
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         with termination_interrupts():
             cli.main(standalone_mode=False)
@@ -483,7 +485,7 @@ store_argument = click.argument("store", type=STORE_PLACE, default=STORE)
 
 @cli.command()
 @store_argument
-@click.option("--threads", default=4, help="Maps that are read at once.")
+@click.option("--threads", type=click.IntRange(1), default=4, help="Maps that are read at once.")
 def verify(store: str | Path, threads: int) -> None:
     """Read every map of STORE and name those that are damaged."""
     from gridvlp.run.progress import track
@@ -516,7 +518,9 @@ def verify(store: str | Path, threads: int) -> None:
     "--images", type=FOLDER, multiple=True, required=True, help="Folder of the store's photos."
 )
 @click.option("--weights", default=EXTRACT.weights, help="The encoder that filled the store.")
-@click.option("--maps", default=8, help="Maps to make again, drawn at random.")
+@click.option(
+    "--maps", type=click.IntRange(1), default=8, help="Maps to make again, drawn at random."
+)
 @click.option("--seed", default=0, help="Of the draw.")
 def audit(store: str | Path, images: tuple[Path, ...], **values: Any) -> None:
     """Extract some maps of STORE again and report how far each is from the stored one."""
@@ -563,12 +567,18 @@ def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
 @click.option("--out", type=FOLDER, default=STORE, help="Store to make or to add to.")
 @click.option("--encoder", required=True, help="What made the features, as 'grid-feats-vqa X-101'.")
 @click.option("--channels-last", is_flag=True, help="The files hold H x W x C, not C x H x W.")
-@click.option("--max-grids", default=608, help="The most grids H x W of a map, or regions.")
+@click.option(
+    "--max-grids",
+    type=click.IntRange(1),
+    default=608,
+    help="The most grids H x W of a map, or regions.",
+)
 @click.option(
     "--coco-ids", is_flag=True, help="Ids in .tsv files are COCO's numbers: 42 is 000000000042."
 )
 @click.option(
     "--skip-limit",
+    type=click.IntRange(0),
     default=SKIP_LIMIT,
     help="Stop when so many in a row, or most of at least twice as many, are of no use; 0: never.",
 )

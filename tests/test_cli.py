@@ -1,5 +1,8 @@
 import json
 import shutil
+import tarfile
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -269,3 +272,31 @@ def test_one_photo_may_be_both_of_a_statement(monkeypatch, folder, photos_and_en
             images, folder / "no run", folder / f"{images[0].stem}.zarr", "runs/extractor", None
         )
         assert keys == tuple(image.stem for image in images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "vqa", "--question", "?", "--key", "1", "--top", "0"),
+        ("audit", "store.zarr", "--images", "data", "--maps", "-1"),
+        ("convert", "data", "--encoder", "x", "--max-grids", "0"),
+        ("convert", "data", "--encoder", "x", "--skip-limit", "-1"),
+        ("verify", "store.zarr", "--threads", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(gridvlp, folder, arguments):
+    code, _, err = gridvlp(*arguments)
+    assert code == 2
+    assert f"Invalid value for '{arguments[-2]}'" in err
+
+
+def test_a_warning_is_one_line_without_code(gridvlp, folder, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command's own
+    with tarfile.open(Path(__file__).parent / "store/format_4.tar.xz") as files:
+        files.extractall(folder, filter="data")
+    with pytest.warns(UserWarning, match="store format 4") as warned:
+        code, _, _ = gridvlp("verify", "grids.zarr")
+    assert code == 0
+    text = warnings.formatwarning(warned[0].message, UserWarning, "cli.py", 1, "code")
+    assert text.startswith("Warning: grids.zarr has store format 4")
+    assert text.count("\n") == 1
