@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,7 @@ def main() -> None:
     """Entry point: errors that a person can mend are one sentence and exit code 2."""
     if not FIRST_PROCESS:  # of a distributed run; it keeps its errors, which may be its own
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         with termination_interrupts():
             cli.main(standalone_mode=False)
@@ -453,7 +455,14 @@ def train_extractor(**values: Any) -> None:
 def extract(images: tuple[Path, ...], **values: Any) -> None:
     """Write the grid maps (or regions) of photos to a feature store."""
     if values["num_shards"] is None and values["shard"] is None and "WORLD_SIZE" in os.environ:
-        values |= {"num_shards": int(os.environ["WORLD_SIZE"]), "shard": int(os.environ["RANK"])}
+        try:
+            parts, part = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                "The environment has WORLD_SIZE, but not two numbers in WORLD_SIZE and RANK as "
+                "torchrun sets them: unset it, or give --num-shards and --shard."
+            ) from error
+        values |= {"num_shards": parts, "shard": part}
     options = ExtractOptions(images=tuple(map(_photos, images)), **values)
     from gridvlp.extract.extraction import extract as run
 
@@ -476,7 +485,7 @@ store_argument = click.argument("store", type=STORE_PLACE, default=STORE)
 
 @cli.command()
 @store_argument
-@click.option("--threads", default=4, help="Maps that are read at once.")
+@click.option("--threads", type=click.IntRange(1), default=4, help="Maps that are read at once.")
 def verify(store: str | Path, threads: int) -> None:
     """Read every map of STORE and name those that are damaged."""
     from gridvlp.run.progress import track
@@ -509,7 +518,9 @@ def verify(store: str | Path, threads: int) -> None:
     "--images", type=FOLDER, multiple=True, required=True, help="Folder of the store's photos."
 )
 @click.option("--weights", default=EXTRACT.weights, help="The encoder that filled the store.")
-@click.option("--maps", default=8, help="Maps to make again, drawn at random.")
+@click.option(
+    "--maps", type=click.IntRange(1), default=8, help="Maps to make again, drawn at random."
+)
 @click.option("--seed", default=0, help="Of the draw.")
 def audit(store: str | Path, images: tuple[Path, ...], **values: Any) -> None:
     """Extract some maps of STORE again and report how far each is from the stored one."""
@@ -556,12 +567,18 @@ def inspect(store: str | Path, image: str | None, picture: Path | None) -> None:
 @click.option("--out", type=FOLDER, default=STORE, help="Store to make or to add to.")
 @click.option("--encoder", required=True, help="What made the features, as 'grid-feats-vqa X-101'.")
 @click.option("--channels-last", is_flag=True, help="The files hold H x W x C, not C x H x W.")
-@click.option("--max-grids", default=608, help="The most grids H x W of a map, or regions.")
+@click.option(
+    "--max-grids",
+    type=click.IntRange(1),
+    default=608,
+    help="The most grids H x W of a map, or regions.",
+)
 @click.option(
     "--coco-ids", is_flag=True, help="Ids in .tsv files are COCO's numbers: 42 is 000000000042."
 )
 @click.option(
     "--skip-limit",
+    type=click.IntRange(0),
     default=SKIP_LIMIT,
     help="Stop when so many in a row, or most of at least twice as many, are of no use; 0: never.",
 )
@@ -829,7 +846,7 @@ def finetune(task: str, features: tuple[str | Path, ...], **values: Any) -> None
     _need_stores(features)
     from gridvlp.train.finetuning import finetune as run
 
-    if _by_default("features"):
+    if _by_default("features") and options.features == (STORE,):
         splits = (
             *(options.train_splits or own.train_splits),
             options.valid_split or own.valid_split,
@@ -873,9 +890,11 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     from gridvlp.train.evaluation import evaluate as score
 
     split = split or own.test_split
-    if _by_default("features") and STORE.exists():
-        _complete_store(task, (split,), values["data"] or DATA)
     run = run or Path("runs") / f"finetune-{own.name}"
+    if values["features"] is None and STORE.exists() and (run / "run.json").is_file():
+        known = json.loads((run / "run.json").read_text())["options"]
+        if known["features"] == [str(STORE)]:
+            _complete_store(task, (split,), values["data"] or Path(known["data"]))
     outcome = score(task, split, run=run, say=click.echo, **values)
     if outcome.figures is None:
         click.echo("This split has no labels: no score.")
@@ -920,7 +939,7 @@ def evaluate(task: str, split: str | None, run: Path | None, **values: Any) -> N
     "--size", show_default="the encoder's own", help="Shorter x longest side for --image."
 )
 @other_recipe_option
-@click.option("--top", default=5, help="Answers to show.")
+@click.option("--top", type=click.IntRange(1), default=5, help="Answers to show.")
 @click.option(
     "--picture", type=FOLDER, show_default="none", help="PNG that shows where the model looked."
 )
@@ -1074,13 +1093,17 @@ def _extract_photos(
     from gridvlp.train.model.checkpoints import load_config, model_folder
 
     recipe = load_config(model_folder(run)).grid_recipe if run.exists() else None
-    options = replace(EXTRACT, images=images, out=out, weights=weights)
+    distinct = tuple(dict.fromkeys(images))  # the two of a statement may be one photo
+    options = replace(EXTRACT, images=distinct, out=out, weights=weights)
     if recipe is not None:
-        options = options_of_recipe(options, recipe)
+        options = options_of_recipe(options, recipe, f"The maps that {run} was trained on")
     report = extract(options if size is None else replace(options, size=size), lambda line: None)
     for path, reason in report.skipped.items():
         raise UserError(f"{path} cannot be used: {reason}.")
-    return report.keys
+    if len(report.keys) != len(distinct):  # folders of photos
+        return report.keys
+    keys = dict(zip(distinct, report.keys, strict=True))
+    return tuple(keys[image] for image in images)
 
 
 # --- shared ----------------------------------------------------------------------------------
@@ -1118,11 +1141,11 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
     if not encoder.is_dir() or not importlib.util.find_spec("detectron2"):
         return
     store, own = FeatureStore(STORE), get_task(task)
-    about = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))
-    if (
-        store.encoder.get("weights_sha256") != about["weights_sha256"]
-        or min(store.format_versions) < 5
-    ):
+    try:
+        sha256 = json.loads((encoder / "encoder.json").read_bytes())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no whole encoder
+    if store.encoder.get("weights_sha256") != sha256 or min(store.format_versions) < 5:
         return  # maps of another encoder, which this one's cannot join
     own.build_answers(data)
     wanted: set[str] = set()
@@ -1136,7 +1159,14 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
             folders.update(dict.fromkeys(own.photo_folders(data, split)))
     if not wanted:
         return
-    files = {path.stem: path for folder in folders for path in folder.rglob("*") if path.suffix}
+    from gridvlp.extract.photos import SUFFIXES
+    from gridvlp.store import canonical_key
+
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                files.setdefault(canonical_key(path.stem), path)
     photos = tuple(files[key] for key in sorted(wanted & files.keys()))
     if photos:
         click.echo(
@@ -1146,7 +1176,9 @@ def _complete_store(task: str, splits: tuple[str, ...], data: Path) -> None:
         from gridvlp.extract.extraction import extract as run
         from gridvlp.extract.extraction import options_of_recipe
 
-        options = options_of_recipe(replace(EXTRACT, images=photos, out=STORE), store.recipe)
+        options = options_of_recipe(
+            replace(EXTRACT, images=photos, out=STORE), store.recipe, f"The maps of {STORE}"
+        )
         for line in run(options, click.echo).lines():
             click.echo(line)
 

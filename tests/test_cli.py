@@ -1,5 +1,8 @@
 import json
 import shutil
+import tarfile
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -204,3 +207,96 @@ def test_predict_refuses_in_one_sentence(gridvlp, trained, arguments, told):
     assert told in err
     code, _, err = gridvlp("predict", "vqa", "--key", "nobody", "--question", " ")
     assert code == 2
+
+
+@pytest.fixture
+def photos_and_encoder(folder, squares):
+    """Photos of the squares' first lines, and a tiny encoder where a run of one leaves it."""
+    pytest.importorskip("detectron2")
+    from PIL import Image
+
+    from gridvlp.extract.encoder import read_weights, save_encoder
+
+    for path in (folder / "data", folder / "store.zarr"):
+        path.unlink()
+    shutil.copytree(squares / "data", folder / "data")
+    photos = folder / "data/coco/train2014"
+    photos.mkdir()
+    for i in range(1, 5):
+        Image.new("RGB", (64, 48), (60 * i, 0, 0)).save(photos / f"COCO_train2014_{i:012}.png")
+    (photos / "COCO_train2014_000000000004.json").write_text("{}")
+    encoder = folder / "runs/extractor/encoder"
+    encoder.mkdir(parents=True)
+    weights = read_weights("random", "r50", 0.125)
+    save_encoder(encoder, "tiny", weights.architecture, weights.state, "64x64", {})
+    return photos
+
+
+def test_the_default_store_gets_the_photos_that_it_lacks(gridvlp, folder, photos_and_encoder):
+    one = photos_and_encoder / "COCO_train2014_000000000001.png"
+    gridvlp("extract", "--images", one)
+    (folder / "gridvlp.yaml").write_text("finetune: {features: maps.zarr}")
+    shutil.copytree(folder / "store.zarr", folder / "maps.zarr")
+    assert gridvlp("finetune", "vqa")[0] == 2  # there is no model
+    for name in ("maps.zarr", "store.zarr"):
+        assert len(FeatureStore(folder / name)) == 1
+    (folder / "gridvlp.yaml").unlink()
+    code, out, _ = gridvlp("finetune", "vqa")
+    assert "extracting the 3" in out
+    assert len(FeatureStore(folder / "store.zarr")) == 4
+    (folder / "runs/extractor/encoder/encoder.json").write_text("{")
+    code, _, err = gridvlp("finetune", "vqa")
+    assert code == 2
+    assert "no pre-trained model" in err
+
+
+def test_an_evaluation_adds_nothing_to_a_store_that_its_run_does_not_read(
+    gridvlp, folder, photos_and_encoder
+):
+    gridvlp("extract", "--images", photos_and_encoder / "COCO_train2014_000000000001.png")
+    run = folder / "runs/finetune-vqa"
+    run.mkdir()
+    for features, count in (("maps.zarr", 1), ("store.zarr", 4)):
+        options = {"task": "vqa", "features": [features], "data": "data"}
+        (run / "run.json").write_text(json.dumps({"options": options}))
+        assert gridvlp("evaluate", "vqa", "--split", "train")[0] == 2  # there is no model
+        assert len(FeatureStore(folder / "store.zarr")) == count
+
+
+def test_one_photo_may_be_both_of_a_statement(monkeypatch, folder, photos_and_encoder):
+    from gridvlp.cli import _extract_photos
+
+    one, two = sorted(photos_and_encoder.glob("*.png"))[:2]
+    for images in ((one, one), (two, one)):
+        keys = _extract_photos(
+            images, folder / "no run", folder / f"{images[0].stem}.zarr", "runs/extractor", None
+        )
+        assert keys == tuple(image.stem for image in images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "vqa", "--question", "?", "--key", "1", "--top", "0"),
+        ("audit", "store.zarr", "--images", "data", "--maps", "-1"),
+        ("convert", "data", "--encoder", "x", "--max-grids", "0"),
+        ("convert", "data", "--encoder", "x", "--skip-limit", "-1"),
+        ("verify", "store.zarr", "--threads", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(gridvlp, folder, arguments):
+    code, _, err = gridvlp(*arguments)
+    assert code == 2
+    assert f"Invalid value for '{arguments[-2]}'" in err
+
+
+def test_a_warning_is_one_line_without_code(gridvlp, folder, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command's own
+    with tarfile.open(Path(__file__).parent / "store/format_4.tar.xz") as files:
+        files.extractall(folder, filter="data")
+    with pytest.warns(UserWarning, match="store format 4") as warned:
+        code, _, _ = gridvlp("verify", "grids.zarr")
+    assert code == 0
+    text = warnings.formatwarning(warned[0].message, UserWarning, "cli.py", 1, "code")
+    assert text.startswith("Warning: grids.zarr has store format 4")
+    assert text.count("\n") == 1

@@ -6,8 +6,11 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import google_crc32c
 
 from gridvlp.store import canonical_key
 
@@ -162,3 +165,57 @@ def passed_over_text(suffixes: Counter[str]) -> str:
         for suffix, count in sorted(suffixes.items(), key=lambda entry: (-entry[1], entry[0]))
     )
     return f"{total:,} {'file' if total == 1 else 'files'} passed over: {kinds}."
+
+
+def source_facts(path: Path) -> dict[str, Any]:
+    """What a store keeps of the file that a map was made of, by which it is known again.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    return {
+        "source": str(path),
+        "source_bytes": len(content),
+        "source_crc32c": google_crc32c.value(content),
+    }
+
+
+def stored_mismatch(key: str, paths: Sequence[Path], record: Mapping[str, Any]) -> str | None:
+    """Why the map that a store has under a photo's key is not of that photo; None where it is.
+
+    A file of the same folder and name is the same one if it has as many bytes. A file of another
+    folder is the same one, which was moved, if its content is the same.
+
+    Args:
+        key: the photo's.
+        paths: its files.
+        record: the facts of the map, with those of ``source_facts``.
+    """
+    source = record.get("source")
+    sizes = {path: size for path in paths if (size := _size(path)) is not None}
+    if not isinstance(source, str) or not sizes:
+        return None
+    size, crc32c = record.get("source_bytes"), record.get("source_crc32c")
+    tail = Path(source).parts[-2:]
+    there = [path for path in sizes if path.parts[-2:] == tail]
+    if there:
+        if size is None or size in (sizes[path] for path in there):
+            return None
+        return (
+            "the file has changed since it was extracted; use another store: "
+            f"{size:,} bytes then, {sizes[there[0]]:,} now"
+        )
+    if any(sizes[path] == size and source_facts(path)["source_crc32c"] == crc32c for path in sizes):
+        return None
+    return (
+        "the store has another photo under its key; name the folders of both in one command, "
+        f"which tells them apart, into another store: {key} is of {source}"
+    )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

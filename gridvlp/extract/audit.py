@@ -88,7 +88,7 @@ def audit(
             none of the photos is there.
     """
     store = FeatureStore(place)
-    recipe = Recipe.from_encoder(store.encoder, place)
+    recipe = Recipe.from_encoder(store.encoder, f"The maps of {place}")
     read = read_weights(
         *(weights, recipe.architecture.backbone, recipe.architecture.width),
         detector=recipe.regions is not None,
@@ -142,7 +142,7 @@ def _drawn(
     order = np.random.default_rng(seed).permutation(len(keys)).tolist()
     sources = {keys[place]: store.record(keys[place]).get("source") for place in order[: 8 * maps]}
     names = {key: source for key, source in sources.items() if isinstance(source, str)}
-    paths, _ = match_files([_end(name) for name in names.values()], photos)
+    paths, _ = match_files(list(names.values()), photos)
     items = [Item(key, (path,)) for key, path in zip(names, paths, strict=True) if path is not None]
     outcome.missing = len(sources) - len(items)
     if not items:
@@ -151,11 +151,6 @@ def _drawn(
             f"{next(iter(sources.values()), None)}: name their folders with --images."
         )
     return items[:maps]
-
-
-def _end(source: str) -> str:
-    """The name of a photo with its folder, by which it is looked for."""
-    return "/".join(Path(source).parts[-2:])
 
 
 def _relative_error(stored_CHW: np.ndarray, again_CHW: np.ndarray, regions: bool) -> float:

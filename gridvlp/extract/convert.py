@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gridvlp.data.photo_names import passed_over_text, photo_keys
+from gridvlp.data.photo_names import passed_over_text, photo_keys, source_facts, stored_mismatch
 from gridvlp.errors import UserError
 from gridvlp.extract.convert_tsv import read_tsv
 from gridvlp.extract.export import KEYS, export, exported_keys
@@ -62,6 +62,7 @@ class _Photo:
 
     name: str  # of the file, or of the line in it
     key: str  # "" where there is none
+    path: Path | None  # of a file of one map
     size: int  # for the progress
     load: Callable[[], dict[str, Any]]  # arguments of StoreWriter.add; raises UserError
 
@@ -199,13 +200,9 @@ class _Selection:
         if self.store is None or key not in self.store:
             return True
         self.take(photo)
-        other = self.store.record(key).get("source")
-        if isinstance(other, str) and Path(other).parts[-2:] != Path(photo.name).parts[-2:]:
-            self.report.skipped.note(
-                photo.name,
-                f"the store has another file's map under its key: {photo.key} is of {other}; "
-                "convert both folders in one command, which tells them apart",
-            )
+        paths = [] if photo.path is None else [photo.path]
+        if mismatch := stored_mismatch(photo.key, paths, self.store.record(key)):
+            self.report.skipped.note(photo.name, mismatch)
         else:
             self.report.already_there += 1
         return False
@@ -220,11 +217,14 @@ def _files(source: Path, files: Sequence[Path], channels_last: bool) -> Iterator
     for path, key in zip(files, photo_keys(files), strict=True):
 
         def load(path: Path = path) -> dict[str, Any]:
-            return {"grid_map": read_feature_file(path, channels_last), "source": str(path)}
+            return {
+                "grid_map": read_feature_file(path, channels_last),
+                **source_facts(path),
+            }
 
         own = path.stem if key == canonical_key(path.stem) else key
         name = str(path.relative_to(source))
-        yield _Photo(str(path), exported.get(name, own), 1, load)
+        yield _Photo(str(path), exported.get(name, own), path, 1, load)
 
 
 def _lines(tables: Sequence[Path], coco_ids: bool) -> Iterator[_Photo]:
@@ -233,7 +233,9 @@ def _lines(tables: Sequence[Path], coco_ids: bool) -> Iterator[_Photo]:
         for line in read_tsv(path):
             read += line.size
             size, told = read // 1000 - told, read // 1000
-            yield _Photo(f"{path}, line {line.number}", line.key(coco_ids), size, line.regions)
+            yield _Photo(
+                f"{path}, line {line.number}", line.key(coco_ids), None, size, line.regions
+            )
 
 
 def read_feature_file(path: Path, channels_last: bool = False) -> np.ndarray:
@@ -242,6 +244,8 @@ def read_feature_file(path: Path, channels_last: bool = False) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, or holds no such array.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError("is not a file.")
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridvlp.data.photo_names import source_facts
 from gridvlp.extract.encoder import FrozenEncoder
 from gridvlp.extract.photos import BadPhoto, Photo, read_photo
 from gridvlp.extract.regions import RegionEncoder
@@ -48,8 +49,7 @@ class Outcome:
 @dataclass(frozen=True)
 class _Read:
     photo: Photo | None
-    path: Path
-    file_bytes: int
+    source: dict[str, Any]  # facts of the file
     failures: dict[Path, str]
 
 
@@ -155,12 +155,12 @@ def _read(item: Item, size: Size) -> _Read:
     failures: dict[Path, str] = {}
     for path in item.paths:
         try:
-            return _Read(read_photo(path, size), path, path.stat().st_size, failures)
+            return _Read(read_photo(path, size), source_facts(path), failures)
         except BadPhoto as reason:
             failures[path] = str(reason)
         except OSError as error:
             failures[path] = error.strerror or str(error)
-    return _Read(None, item.paths[0], 0, failures)
+    return _Read(None, {}, failures)
 
 
 def _batches(
@@ -195,8 +195,7 @@ def _encode(read: Sequence[_Read], encoder: Encoder, half: bool) -> list[Encoded
             features["grid_map"] = features["grid_map"].half()
         arrays = {name: value.cpu().numpy() for name, value in features.items()}
         facts = {
-            "source": str(entry.path),
-            "source_bytes": entry.file_bytes,
+            **entry.source,
             "original_size": list(photo.original_size),
             "resized_size": list(photo.pixels_HW3.shape[:2]),
         }

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gridvlp.data.photo_names import passed_over_text
+from gridvlp.data.photo_names import passed_over_text, stored_mismatch
 from gridvlp.errors import UserError
 from gridvlp.extract.backbone import STRIDE
 from gridvlp.extract.encoder import FrozenEncoder, Weights, device_name, read_weights
@@ -23,7 +23,7 @@ from gridvlp.extract.options import ExtractOptions, parse_size
 from gridvlp.extract.photos import survey_photos
 from gridvlp.extract.recipe import Recipe, RegionChoice, Resize
 from gridvlp.extract.regions import NMS_THRESHOLD, RegionEncoder
-from gridvlp.extract.selection import Item, select_items, stored_mismatch
+from gridvlp.extract.selection import Item, select_items
 from gridvlp.extract.statistics import FeatureStatistics
 from gridvlp.run.environment import versions
 from gridvlp.run.progress import track
@@ -180,19 +180,23 @@ def recipe_of_encoder(weights: Weights, encoder: Encoder, size: str) -> Recipe:
     )
 
 
-def options_of_recipe(options: ExtractOptions, recipe: Mapping[str, Any]) -> ExtractOptions:
-    """Options with which ``extract`` makes maps of a store's recipe.
+def options_of_recipe(
+    options: ExtractOptions, recipe: Mapping[str, Any], where: str
+) -> ExtractOptions:
+    """Options with which ``extract`` makes maps of a recipe; ``where`` names its maps.
 
     Raises:
         UserError: the store's features were made otherwise.
     """
-    made = Recipe.from_encoder(recipe["encoder"], "The store")
+    made = Recipe.from_encoder(recipe["encoder"], where)
     regions = made.regions
     return replace(
         options,
         size=made.resize.text,
         precision=made.precision,
         dtype=recipe["dtype"],
+        backbone=made.architecture.backbone,  # of random weights
+        width=made.architecture.width,
         regions=regions.most if regions else None,
         proposals=regions.proposals if regions else options.proposals,
     )
@@ -290,11 +294,12 @@ class _StoredSizes:
         self.sizes: dict[str, Size] = {}
 
     def __call__(self, item: Item) -> Size | None:
-        if self.store is None or item.key not in self.writer:
+        key = self._stored_key(item)
+        if self.store is None or key is None:
             return None
         if item.key not in self.sizes:
-            record = self.store.record(item.key)
-            mismatch = stored_mismatch(item, record)
+            record = self.store.record(key)
+            mismatch = stored_mismatch(key, item.paths, record)
             if mismatch:
                 self.report.skip_list.note(str(item.paths[0]), mismatch)
             else:
@@ -302,3 +307,17 @@ class _StoredSizes:
             height, width = record.get("resized_size", (1, 1))
             self.sizes[item.key] = int(height), int(width)
         return self.sizes[item.key]
+
+    def _stored_key(self, item: Item) -> str | None:
+        """The key under which the store has an item: its own, or the plain stem of an earlier run,
+        in which no photo of another folder had that name.
+        """
+        if item.key in self.writer:
+            return item.key
+        stem = item.key.rpartition("/")[2]
+        if self.store is None or stem == item.key or stem not in self.writer:
+            return None
+        record = self.store.record(stem)
+        tail = Path(str(record.get("source"))).parts[-2:]
+        same = any(path.parts[-2:] == tail for path in item.paths)
+        return stem if same and stored_mismatch(stem, item.paths, record) is None else None

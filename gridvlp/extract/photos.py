@@ -146,6 +146,8 @@ def _is_photo(path: Path) -> bool:
     if suffix:
         longer = _LONGER_SUFFIX.fullmatch(suffix)
         return (longer[1] if longer else suffix) in SUFFIXES
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

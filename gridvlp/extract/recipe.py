@@ -103,8 +103,7 @@ class Recipe:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{where} does not say how to make its features again: they were not extracted by "
-                "this version of gridvlp."
+                f"{where} cannot be made again: they were not extracted by this version of gridvlp."
             ) from error
         return recipe
 

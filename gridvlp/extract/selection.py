@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
-from typing import Any
 
 from gridvlp.data.photo_names import photo_keys
 from gridvlp.extract.visual_genome import coco_keys
@@ -108,36 +107,3 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 def _in_part(key: str, part: int, parts: int) -> bool:
     return zlib.crc32(canonical_key(key).encode(errors="surrogateescape")) % parts == part
-
-
-def stored_mismatch(item: Item, record: Mapping[str, Any]) -> str | None:
-    """Why the map that a store has under an item's key is not of its photo; None where it is.
-
-    The file's size in bytes tells a photo from a changed one, and the same photo in a folder that
-    was moved from another photo of that name.
-
-    Args:
-        item: the photo.
-        record: the facts of the map; without source or source_bytes it is taken for the photo's.
-    """
-    source, size = record.get("source"), record.get("source_bytes")
-    if not isinstance(source, str) or not isinstance(size, int):
-        return None
-    sizes = []
-    for path in item.paths:
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            continue
-    if not sizes or size in sizes:
-        return None
-    tail = Path(source).parts[-2:]
-    if any(path.parts[-2:] == tail for path in item.paths):
-        return (
-            "the file has changed since it was extracted; extract it into another store: "
-            f"{size:,} bytes then, {sizes[0]:,} now"
-        )
-    return (
-        "the store has another photo under its key; extract the folders of both in one command, "
-        f"which tells them apart, into another store: {item.key} is of {source}"
-    )

@@ -45,9 +45,13 @@ def recipe_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> d
     }
 
 
-def differences_text(differences: Mapping[str, Any]) -> str:
-    """The differences in one line: "resize.shorter: 600 and 448"."""
-    return "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in differences.items())
+def differences_text(differences: Mapping[str, Any], most: int = 8) -> str:
+    """The first differences in one line, "resize.shorter: 600 and 448", and how many more."""
+    shown = [
+        f"{name}: {one!r} and {two!r}" for name, (one, two) in list(differences.items())[:most]
+    ]
+    more = f"; and {len(differences) - most} more" if len(differences) > most else ""
+    return "; ".join(shown) + more
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -75,6 +75,7 @@ def finetune(options: FineTuningOptions, say: Callable[[str], object] = print) -
         "train": _fingerprint(train),
         "store": store.fingerprint,
         "encoder": store.encoder,
+        "recipe": store.recipe,
         "init": str(options.init),
         **row_facts(
             model.config,

@@ -292,6 +292,7 @@ def pretrain(options: PreTrainingOptions, say: Callable[[str], object] = print) 
         "corpus": corpus.fingerprint,
         "store": store.fingerprint,
         "encoder": store.encoder,
+        "recipe": store.recipe,
         "sentences": len(corpus),
         "images": corpus.images,
         "held out": len(held_out),

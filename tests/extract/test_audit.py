@@ -50,6 +50,22 @@ def test_photos_that_were_moved_are_found(options: ExtractOptions, tmp_path: Pat
         audit(options.out, (tmp_path,), weights="random", say=quiet)
 
 
+def test_photos_of_one_name_in_folders_of_one_name_are_told_apart(
+    options: ExtractOptions, tmp_path: Path
+) -> None:
+    one, two = sorted(options.images[0].rglob("*.png"))[:2]
+    for day, photo in (("monday", one), ("friday", two)):
+        (tmp_path / day / "cam").mkdir(parents=True)
+        shutil.copy(photo, tmp_path / day / "cam" / "1.png")
+    days = (tmp_path / "monday", tmp_path / "friday")
+    extract(replace(options, images=days), quiet)
+    outcome = audit(options.out, days, weights="random", say=quiet)
+    assert sorted(outcome.errors) == ["friday/cam/1", "monday/cam/1"]
+    assert outcome.wrong == {}
+    with pytest.raises(UserError, match="None of 2"):  # rather than Monday's by Friday's photo
+        audit(options.out, days[1:], weights="random", say=quiet)
+
+
 def test_a_wrong_map_is_named(options: ExtractOptions, tmp_path: Path) -> None:
     """Two photos that were exchanged after they were extracted; and the command's exit code."""
     extract(options, quiet)
@@ -83,7 +99,7 @@ def test_other_weights_are_refused(options: ExtractOptions) -> None:
 def test_foreign_features_say_that_they_cannot_be_made_again(tmp_path: Path) -> None:
     with StoreWriter.create(tmp_path / "s.zarr", channels=4, encoder={"name": "clip"}) as writer:
         writer.add("a", np.ones((4, 2, 2), np.float32))
-    with pytest.raises(UserError, match="does not say how to make its features again"):
+    with pytest.raises(UserError, match="cannot be made again"):
         audit(tmp_path / "s.zarr", (tmp_path,), weights="random", say=quiet)
 
 

@@ -1,6 +1,7 @@
 """Feature files of others become a store and come back as they were."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_a_second_folder_does_not_take_the_first_ones_maps_for_its_own(tmp_path)
     report = convert(tmp_path / "vid2", tmp_path / "s", "theirs")
     assert (report.written, report.already_there) == (1, 0)
     assert list(report.skipped.reasons) == [str(tmp_path / "vid2" / "0001.npy")]
-    assert "another file's map" in report.lines()[1]
+    assert "another photo under its key" in report.lines()[1]
 
 
 def test_two_files_of_one_photo_are_not_there_already(tmp_path):
@@ -178,6 +179,16 @@ def test_too_many_bad_files_stop_and_what_was_written_stays(tmp_path, gridvlp):
     code, out, _ = gridvlp(*arguments, "--skip-limit", "0")
     assert code == 0
     assert "1 written, 1 there already, 12 skipped" in out
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    os.mkfifo(folder / "a.npy")
+    np.save(folder / "b.npy", np.ones((4, 2, 3), np.float32))
+    report = convert(folder, tmp_path / "s", "theirs")
+    assert report.written == 1
+    assert report.skipped.reasons == {str(folder / "a.npy"): "is not a file."}
 
 
 def test_a_folder_without_features_is_refused(tmp_path):
@@ -270,3 +281,15 @@ def test_a_damaged_map_is_skipped_by_an_export(tmp_path, capsys):
     report = export(FeatureStore(tmp_path / "s"), tmp_path / "out")
     assert (report.written, len(report.skipped)) == (3, 1)
     assert "3 maps written" in capsys.readouterr().out
+
+
+def test_a_feature_file_that_has_changed_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", np.ones((8, 2, 3), np.float32))
+    np.save(tmp_path / "maps" / "b.npy", np.ones((8, 2, 3), np.float32))
+    convert(tmp_path / "maps", tmp_path / "s.zarr", "theirs")
+    np.save(tmp_path / "maps" / "a.npy", np.zeros((8, 3, 3), np.float32))
+    report = convert(tmp_path / "maps", tmp_path / "s.zarr", "theirs")
+    assert (report.written, report.already_there) == (0, 1)
+    (reason,) = report.skipped.reasons.values()
+    assert "has changed since it was extracted" in reason

@@ -157,7 +157,8 @@ def test_duplicates_are_told_in_one_line(
         shutil.copy(path, photo_folder / path.name)
     report = extract(options(tmp_path, images=(Path("photos"),)), quiet)
     assert (report.written, len(report.skipped)) == (12, 3)
-    assert [line for line in report.lines() if "same key" in line] == ["  skipped 3: the same key"]
+    lines = [line for line in report.lines() if "second file" in line]
+    assert lines == ["  skipped 3: a second file of one photo"]
     assert "the same key as photos/a/" in skipped_file(report.store).read_text()
 
 
@@ -440,7 +441,7 @@ def test_nothing_to_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gridvlp train-extractor"):
         extract(options(tmp_path, weights=str(tmp_path / "runs")), quiet)
     assert not (tmp_path / "store.zarr").exists()
-    with pytest.raises(UserError, match="None of the 1 photos could be used"):
+    with pytest.raises(UserError, match=r"a\.jpg cannot be used: the file is empty"):
         extract(options(tmp_path), quiet)
 
 
@@ -639,6 +640,17 @@ def test_a_store_may_be_the_working_folder(
         extract(options(tmp_path, out=Path()), quiet)
 
 
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x", "RANK": "0"}])
+def test_half_an_environment_of_torchrun_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gridvlp: Any, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = gridvlp("extract", "--images", tmp_path, "--out", tmp_path / "s.zarr")
+    assert code == 2
+    assert "WORLD_SIZE and RANK" in err
+
+
 def test_each_kind_of_skipped_photo_is_one_line_of_the_report(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -688,3 +700,36 @@ def test_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.backends.cudnn.allow_tf32
     FrozenEncoder(weights, "float32")
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_folder_that_is_added_later_makes_no_photo_again(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    one, two = sorted(photo_folder.rglob("*.png"))[:2]
+    for folder, source in (("cam1", one), ("cam2", two)):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "0001.png")
+    extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
+    both = (tmp_path / "cam1", tmp_path / "cam2")
+    for written in (1, 0):
+        report = extract(options(tmp_path, images=both), quiet)
+        assert (report.written, report.already_there) == (written, 2 - written)
+    assert list(maps_of(report.store)) == ["0001", "cam2/0001"]
+    # of as many bytes, as photos in BMP are, but not the same photo
+    size = (tmp_path / "cam1" / "0001.png").stat().st_size
+    (tmp_path / "cam3").mkdir()
+    (tmp_path / "cam3" / "0001.png").write_bytes(two.read_bytes().ljust(size, b"\0")[:size])
+    again = extract(options(tmp_path, images=(*both, tmp_path / "cam3")), quiet)
+    assert again.already_there == 2
+
+
+def test_photos_of_as_many_bytes_are_told_apart(tmp_path: Path) -> None:
+    """As those of a camera that writes BMP are; a folder that was moved is known again."""
+    for folder, colour in (("cam1", "red"), ("cam2", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 48), colour).save(tmp_path / folder / "0001.bmp")
+    extract(options(tmp_path, images=(tmp_path / "cam1",)), quiet)
+    with pytest.raises(UserError, match="another photo under its key"):
+        extract(options(tmp_path, images=(tmp_path / "cam2",)), quiet)
+    shutil.move(tmp_path / "cam1", tmp_path / "moved")
+    assert extract(options(tmp_path, images=(tmp_path / "moved",)), quiet).already_there == 1

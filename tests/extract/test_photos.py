@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -225,3 +226,14 @@ def test_a_list_of_a_folder_that_moved_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "one/list.txt").write_text("in/a.png")
     shutil.move(tmp_path / "one", tmp_path / "two")
     assert find_photos([tmp_path / "two/list.txt"]) == [tmp_path / "two/in/a.png"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jpg"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    photos = survey_photos([tmp_path]).paths
+    assert tmp_path / "a.png" in photos
+    for path in set(photos) - {tmp_path / "a.png"}:
+        with pytest.raises(BadPhoto):
+            read_photo(path, (8, 8))

@@ -78,7 +78,7 @@ def test_a_recipe_comes_back_from_a_stores_json() -> None:
         assert Recipe.from_encoder(encoder, "s.zarr") == recipe
         assert recipe_differences(encoder, recipe.as_encoder()) == {}
     for foreign in ({}, {"name": "clip"}, {**RECIPE.as_encoder(), "crop": 0.9}):
-        with pytest.raises(UserError, match=r"s\.zarr does not say how to make"):
+        with pytest.raises(UserError, match=r"s\.zarr cannot be made again"):
             Recipe.from_encoder(foreign, "s.zarr")
 
 
@@ -132,7 +132,7 @@ def test_options_come_back_from_a_recipe(photo_folder: Path, tmp_path: Path) -> 
     )
     extract(options, lambda line: None)
     plain = ExtractOptions((photo_folder,), tmp_path / "t.zarr", "random", width=0.125)
-    again = options_of_recipe(plain, FeatureStore(options.out).recipe)
+    again = options_of_recipe(plain, FeatureStore(options.out).recipe, "Those maps")
     assert (again.size, again.dtype) == ("64x128", "int8")
     extract(again, lambda line: None)
     assert len(FeatureStore([options.out, again.out])) == 12

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from gridvlp.errors import UserError
+from gridvlp.store import FeatureStore, StoreWriter
 from gridvlp.train import loop as training
 from gridvlp.train import pretraining
 from gridvlp.train.finetuning import finetune
@@ -241,3 +243,23 @@ def test_data_that_changed_under_a_run_are_noticed(options, squares, tmp_path, m
     captions.write_text(captions.read_text().replace("A round square.", "A tall square."))
     with pytest.raises(UserError, match=r"data have changed .*\(corpus"):
         pretrain(finished, silent)  # its figures are of other data
+
+
+def test_maps_that_were_rounded_otherwise_under_a_run_are_noticed(options, squares, tmp_path):
+    place = tmp_path / "store.zarr"
+    options = replace(options, features=(place,))
+    whole = FeatureStore(squares / "store.zarr")
+
+    def write(dtype):
+        shutil.rmtree(place, ignore_errors=True)
+        with StoreWriter.create(
+            place, channels=whole.channels, max_grids=16, dtype=dtype, encoder=whole.encoder
+        ) as writer:
+            for key in whole.keys():  # noqa: SIM118 - a store is not a dict
+                writer.add(key, whole.map(key))
+
+    write("float16")
+    pretrain(options, silent)
+    write("int8")
+    with pytest.raises(UserError, match=r"data have changed .*\(recipe"):
+        pretrain(options, silent)
