@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from gridvlp.cli import cli
 from gridvlp.errors import UserError
 from gridvlp.extract.audit import audit
+from gridvlp.extract.encoder import FrozenEncoder
 from gridvlp.extract.extraction import extract
 from gridvlp.extract.options import ExtractOptions
 from gridvlp.store import FeatureStore, StoreWriter
@@ -109,3 +111,19 @@ def test_regions_are_compared_each_with_its_own(options: ExtractOptions) -> None
     outcome = audit(options.out, options.images, weights="random", maps=4, say=quiet)
     assert len(outcome.errors) == 4
     assert outcome.wrong == {}
+
+
+@pytest.mark.parametrize(("factor", "wrong"), [(1.0, 0), (1.01, 0), (1.08, 12)])
+def test_a_difference_beyond_rounding_is_wrong(
+    options: ExtractOptions, monkeypatch: pytest.MonkeyPatch, factor: float, wrong: int
+) -> None:
+    from gridvlp.extract import audit as module
+
+    class Louder(FrozenEncoder):
+        def forward(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels_BHW3) * factor
+
+    extract(replace(options, precision="bfloat16"), quiet)
+    monkeypatch.setattr(module, "FrozenEncoder", Louder)
+    outcome = audit(options.out, options.images, weights="random", maps=12, say=quiet)
+    assert (len(outcome.errors), len(outcome.wrong)) == (12, wrong)

@@ -733,3 +733,32 @@ def test_photos_of_as_many_bytes_are_told_apart(tmp_path: Path) -> None:
         extract(options(tmp_path, images=(tmp_path / "cam2",)), quiet)
     shutil.move(tmp_path / "cam1", tmp_path / "moved")
     assert extract(options(tmp_path, images=(tmp_path / "moved",)), quiet).already_there == 1
+
+
+class Counting(Scaled):
+    """An encoder whose numbers say how many photos shared their batch, as rounding does."""
+
+    def forward(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(pixels_BHW3), 256, 2, 2), float(len(pixels_BHW3)))
+
+
+@pytest.mark.parametrize("ends", [1, 2, 5, 9])
+def test_batches_do_not_depend_on_what_the_store_has(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int
+) -> None:
+    monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Counting(1.0))
+    extract(options(tmp_path, out=tmp_path / "whole.zarr", batch_size=3), quiet)
+    encode = extraction.encode_items
+
+    def interrupt(*arguments: Any) -> Iterator[Any]:
+        yield from islice(encode(*arguments), ends)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "encode_items", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract(options(tmp_path, batch_size=3), quiet)
+    assert extract(options(tmp_path, batch_size=3), quiet).written == 12 - ends
+    whole = bits_of(tmp_path / "whole.zarr")
+    assert bits_of(tmp_path / "store.zarr") == whole
+    assert len(set(whole.values())) > 1  # batches of several sizes
