@@ -474,6 +474,20 @@ def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
     assert not report.skipped
 
 
+def interrupted(chosen: ExtractOptions, ends: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extraction that Ctrl-C ends after so many photos."""
+    encode = extraction.encode_items
+
+    def interrupt(*arguments: Any) -> Iterator[Any]:
+        yield from islice(encode(*arguments), ends)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "encode_items", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            extract(chosen, quiet)
+
+
 def bits_of(path: Path) -> dict[str, bytes]:
     return {key: map_CHW.tobytes() for key, map_CHW in maps_of(path).items()}
 
@@ -485,16 +499,7 @@ def test_an_interrupted_run_leaves_the_same_bits(
     """Wherever it ended, batches are those of the uninterrupted run; a bad photo moves none."""
     (photo_folder / "a" / "empty.jpg").touch()
     extract(options(tmp_path, out=tmp_path / "whole.zarr"), quiet)
-    encode = extraction.encode_items
-
-    def interrupt(*arguments: Any) -> Iterator[Any]:
-        yield from islice(encode(*arguments), ends)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(extraction, "encode_items", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            extract(options(tmp_path), quiet)
+    interrupted(options(tmp_path), ends, monkeypatch)
     there = len(FeatureStore(tmp_path / "store.zarr"))
     assert there in (ends - 1, ends)
     report = extract(options(tmp_path), quiet)
@@ -748,16 +753,7 @@ def test_batches_do_not_depend_on_what_the_store_has(
 ) -> None:
     monkeypatch.setattr(extraction, "FrozenEncoder", lambda *_: Counting(1.0))
     extract(options(tmp_path, out=tmp_path / "whole.zarr", batch_size=3), quiet)
-    encode = extraction.encode_items
-
-    def interrupt(*arguments: Any) -> Iterator[Any]:
-        yield from islice(encode(*arguments), ends)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(extraction, "encode_items", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            extract(options(tmp_path, batch_size=3), quiet)
+    interrupted(options(tmp_path, batch_size=3), ends, monkeypatch)
     assert extract(options(tmp_path, batch_size=3), quiet).written == 12 - ends
     whole = bits_of(tmp_path / "whole.zarr")
     assert bits_of(tmp_path / "store.zarr") == whole
