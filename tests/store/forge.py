@@ -9,12 +9,31 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from gridvlp.store import FeatureStore, StoreError, StoreWriter
 from gridvlp.store.layout import ORDER_SEED, checked_lines, grid_order, sealed
 
 C = 5
 SIZES = {"a": (4, 5), "b": (7, 9), "c": (1, 1), "d": (3, 20), "e": (6, 6)}
+
+FUZZ = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30]),
+    st.floats(),
+    st.text(max_size=3),
+    st.just([]),
+    st.just({}),
+    st.lists(st.integers(0, 5), max_size=3),
+)
 
 
 def grid_map(key: str, add: float = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gridvlp.store import DamagedMap, FeatureStore, StoreError, StoreWriter
@@ -22,28 +22,13 @@ from gridvlp.store.shards import tail_bytes
 from gridvlp.store.verification import verify
 from tests.store import forge
 from tests.store.forge import (
+    FUZZ,
+    ODD,
     assert_reads_what_the_index_says,
     assert_right_or_refused,
     columns,
     copy,
     write,
-)
-
-FUZZ = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 300),
-    st.sampled_from([2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30]),
-    st.floats(),
-    st.text(max_size=3),
-    st.just([]),
-    st.just({}),
-    st.lists(st.integers(0, 5), max_size=3),
 )
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gridvlp.store import FeatureStore, StoreError, StoreWriter
 from gridvlp.store.layout import sealed
 from tests.store import forge
 from tests.store.forge import (
+    FUZZ,
+    ODD,
     C,
     assert_right_or_refused,
     columns,
@@ -22,23 +24,6 @@ from tests.store.forge import (
     write,
 )
 from tests.store.test_format import z
-
-FUZZ = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 300),
-    st.sampled_from([2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30]),
-    st.floats(),
-    st.text(max_size=3),
-    st.just([]),
-    st.just({}),
-    st.lists(st.integers(0, 5), max_size=3),
-)
 
 
 @pytest.fixture(scope="module")
